@@ -1,0 +1,71 @@
+"""Attention between chosen tokens, as scores before the softmax or as weights, without an attention map of the model.
+
+Shapes: b batch, h query heads, g key heads (g divides h), d width of a head, w = h d width of all heads,
+n, m numbers of tokens. Scores are head means of q k / sqrt(d). The head mean of products is one product of the
+concatenated heads, and the mean over keys is one product with the mean key; grouped keys meet the sum of their
+group's queries.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from reduction.tensors import Bool, Float, Int
+
+
+def take(tokens: Float[Tensor, "b n w"], index: Int[Tensor, "b k"]) -> Float[Tensor, "b k w"]:
+    """Row-wise selection of tokens."""
+    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def concatenate_heads(heads: Float[Tensor, "b h n d"]) -> Float[Tensor, "b n w"]:
+    """Tokens with their heads side by side; a view where the heads were split off by a view."""
+    return heads.transpose(1, 2).flatten(2)
+
+
+def sum_groups(queries: Float[Tensor, "b h n d"], groups: int) -> Float[Tensor, "b g n d"]:
+    """Queries of the heads that share a key head, added up."""
+    if queries.shape[1] == groups:
+        return queries
+    batch, heads, count, width = queries.shape
+    return queries.reshape(batch, groups, heads // groups, count, width).sum(2)
+
+
+def score_scale(heads: int, head_width: int) -> float:
+    """What turns a product of concatenated heads into a head-mean score."""
+    return 1.0 / (heads * math.sqrt(head_width))
+
+
+def masked_mean(tokens: Float[Tensor, "b m w"], mask: Bool[Tensor, "b m"] | None) -> Float[Tensor, "b w"]:
+    """Mean over the real tokens in float32; zero for a row that has none."""
+    if mask is None:
+        return tokens.mean(1, dtype=torch.float32) if tokens.shape[1] else tokens.sum(1, dtype=torch.float32)
+    weights = mask.float()
+    weights = weights / weights.sum(1, keepdim=True).clamp_min(1)
+    return torch.einsum("bm,bmw->bw", weights, tokens.float())
+
+
+def raw_scores(queries: Float[Tensor, "b n w"], keys: Float[Tensor, "b m w"], scale: float) -> Float[Tensor, "b n m"]:
+    """Scores of concatenated heads, float32."""
+    return torch.bmm(queries * scale, keys.transpose(1, 2)).float()
+
+
+def mean_score(tokens: Float[Tensor, "b n w"], mean: Float[Tensor, "b w"], scale: float) -> Float[Tensor, "b n"]:
+    """Mean score of each token with the other side's tokens, given their mean: linear in n. Float32."""
+    return torch.bmm(tokens.float(), (mean.float() * scale).unsqueeze(-1)).squeeze(-1)
+
+
+def attention_weights(
+    queries: Float[Tensor, "b h n d"], keys: Float[Tensor, "b g m d"], visible: Bool[Tensor, "#b #n m"] | None = None
+) -> Float[Tensor, "b n m"]:
+    """Head mean of the softmax weights, float32. A query that sees no key gets equal weights."""
+    (batch, heads, count, width), groups = queries.shape, keys.shape[1]
+    grouped = (queries * width**-0.5).reshape(batch, groups, heads // groups * count, width)
+    scores = (grouped @ keys.transpose(-1, -2)).float().view(batch, heads, count, keys.shape[2])
+    if visible is not None:
+        scores = scores.masked_fill(~visible.unsqueeze(1), torch.finfo(scores.dtype).min)
+    return functional.softmax(scores, dim=-1).mean(1)

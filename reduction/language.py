@@ -1,0 +1,224 @@
+"""FiCoCo in the decoder: one layer's visual tokens are reduced between its attention residual and its MLP.
+
+A sequence is a prefix (everything before the image), the visual block and a suffix (everything after it). Only the
+suffix can look at the image under the causal mask, so it alone is the text of Eq. 3 and 4. Rows of a batch share the
+three lengths; masks tell real tokens from padding. Prefill only: decoding never reduces.
+Shapes: b batch, h query heads, g key heads, n visual, m suffix, p prefix, t all keys = p + n + m, w width.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from reduction.attention import (
+    attention_weights,
+    concatenate_heads,
+    masked_mean,
+    mean_score,
+    raw_scores,
+    score_scale,
+    sum_groups,
+    take,
+)
+from reduction.compress import MERGES
+from reduction.correlate import from_scores, from_weights, mixed, through_text
+from reduction.filter import Partition, drop_highest, drop_random, drop_stride, redundancy
+from reduction.settings import Reduction
+from reduction.tensors import Bool, Float, Int
+
+
+class VisualBlock:
+    """What the stages may look at in one layer: rotated queries and keys, and which keys are real."""
+
+    def __init__(
+        self,
+        visual_queries: Float[Tensor, "b h n d"],
+        text_queries: Float[Tensor, "b h m d"],
+        keys: Float[Tensor, "b g t d"],
+        text: Bool[Tensor, "b m"] | None = None,
+        prefix: Bool[Tensor, "b p"] | None = None,
+    ) -> None:
+        self.visual_queries, self.text_queries, self.keys = visual_queries, text_queries, keys
+        self.text, self.prefix = text, prefix
+        self.count, self.words = visual_queries.shape[2], text_queries.shape[2]
+        self.start = keys.shape[2] - self.count - self.words
+
+    @property
+    def scale(self) -> float:
+        return score_scale(self.visual_queries.shape[1], self.visual_queries.shape[3])
+
+    @cached_property
+    def queries(self) -> Float[Tensor, "b n w"]:
+        """Visual queries, summed over the heads that share a key head, heads side by side."""
+        return concatenate_heads(sum_groups(self.visual_queries, self.keys.shape[1]))
+
+    @cached_property
+    def words_queries(self) -> Float[Tensor, "b m w"]:
+        """Text queries in the same form."""
+        return concatenate_heads(sum_groups(self.text_queries, self.keys.shape[1]))
+
+    @cached_property
+    def visual_keys(self) -> Float[Tensor, "b n w"]:
+        return concatenate_heads(self.keys[:, :, self.start : self.start + self.count])
+
+    @cached_property
+    def words_keys(self) -> Float[Tensor, "b m w"]:
+        return concatenate_heads(self.keys[:, :, self.start + self.count :])
+
+    @cached_property
+    def real(self) -> Bool[Tensor, "b t"]:
+        """Which keys are no padding."""
+        batch, device = len(self.keys), self.keys.device
+        prefix = torch.ones(batch, self.start, dtype=torch.bool, device=device) if self.prefix is None else self.prefix
+        text = torch.ones(batch, self.words, dtype=torch.bool, device=device) if self.text is None else self.text
+        return torch.cat([prefix, torch.ones(batch, self.count, dtype=torch.bool, device=device), text], dim=1)
+
+    def visible(self, first: int, count: int) -> Bool[Tensor, "#b q t"]:
+        """Which keys the `count` queries from position `first` on see: real ones up to their own."""
+        keys = torch.arange(self.keys.shape[2], device=self.keys.device)
+        causal = (keys <= keys[first : first + count, None]).unsqueeze(0)
+        return causal if self.text is None and self.prefix is None else causal & self.real.unsqueeze(1)
+
+    @cached_property
+    def text_weights(self) -> Float[Tensor, "b m n"]:
+        """Attention weights of the text on the visual tokens, over all keys that a word sees: linear in n."""
+        weights = attention_weights(self.text_queries, self.keys, self.visible(self.start + self.count, self.words))
+        return weights[..., self.start : self.start + self.count]
+
+    @cached_property
+    def visual_weights(self) -> Float[Tensor, "b n t"]:
+        """Attention weights of the visual tokens on all real keys as if there were no causal mask: quadratic."""
+        return attention_weights(self.visual_queries, self.keys, self.real.unsqueeze(1))
+
+    @cached_property
+    def causal_weights(self) -> Float[Tensor, "b n n"]:
+        """Attention weights among the visual tokens, as the model computes them: quadratic."""
+        weights = attention_weights(self.visual_queries, self.keys, self.visible(self.start, self.count))
+        return weights[..., self.start : self.start + self.count]
+
+
+def text_importance(block: VisualBlock, reduction: Reduction) -> Float[Tensor, "b n"]:
+    """The second term of Eq. 3: mean attention between a visual token and the words after the image."""
+    receives = reduction.text_direction == "text_to_vision"
+    if reduction.text_scores == "raw":
+        tokens, words = (block.visual_keys, block.words_queries) if receives else (block.queries, block.words_keys)
+        return mean_score(tokens, masked_mean(words, block.text), block.scale)
+    if receives:
+        return masked_mean(block.text_weights, block.text)
+    return masked_mean(block.visual_weights[..., block.start + block.count :].transpose(1, 2), block.text)
+
+
+def visual_redundancy(block: VisualBlock, reduction: Reduction) -> Float[Tensor, "b n"]:
+    """Eq. 3: s_i = β mean_j A[i, j] - (1 - β) mean_k A[k, i] over visual tokens j and words k."""
+    if reduction.patch_scores == "softmax":
+        visual = block.causal_weights.mean(-1)
+    else:
+        visual = mean_score(block.queries, block.visual_keys.mean(1, dtype=torch.float32), block.scale)
+    return redundancy(visual, text_importance(block, reduction), reduction.beta, reduction.normalise)
+
+
+def partition_visual(block: VisualBlock, n_drop: int, reduction: Reduction) -> Partition:
+    """The filter stage: which visual tokens stay."""
+    name, batch, device = reduction.stages("language")[0], len(block.keys), block.keys.device
+    if name == "random":
+        return drop_random(batch, block.count, n_drop, reduction.seed, device)
+    if name == "stride":
+        return drop_stride(batch, block.count, n_drop, device)
+    return drop_highest(visual_redundancy(block, reduction), n_drop)
+
+
+def _direct(block: VisualBlock, split: Partition, reduction: Reduction) -> Float[Tensor, "b s k"]:
+    """The first term of Eq. 4, A[i, j], each row summing to 1."""
+    if reduction.patch_scores == "softmax":
+        rows = take(block.causal_weights, split.dropped)
+        return from_weights(rows.gather(2, split.kept.unsqueeze(1).expand(-1, rows.shape[1], -1)))
+    return from_scores(raw_scores(take(block.queries, split.dropped), take(block.visual_keys, split.kept), block.scale))
+
+
+def _indirect(block: VisualBlock, split: Partition, reduction: Reduction) -> Float[Tensor, "b s k"]:
+    """The second term of Eq. 4, each row summing to 1: attention handed on by the words.
+
+    With `text_to_vision` both factors are what the words pay the visual tokens; with `vision_to_text` the first is what
+    the dropped token pays the words.
+    """
+    raw = reduction.text_scores == "raw"
+    paid = raw_scores(block.words_queries, block.visual_keys, block.scale) if raw else block.text_weights
+    received = paid
+    if reduction.text_direction == "vision_to_text":
+        if raw:
+            received = raw_scores(block.queries, block.words_keys, block.scale).transpose(1, 2)
+        else:
+            received = block.visual_weights[..., block.start + block.count :].transpose(1, 2)
+
+    def columns(weights: Float[Tensor, "b m n"], index: Int[Tensor, "b k"]) -> Float[Tensor, "b m k"]:
+        return weights.gather(2, index.unsqueeze(1).expand(-1, weights.shape[1], -1))
+
+    product = through_text(columns(received, split.dropped), columns(paid, split.kept), block.text)
+    return from_scores(product) if raw else from_weights(product)
+
+
+def correlate_visual(block: VisualBlock, split: Partition, reduction: Reduction) -> Float[Tensor, "b s k"]:
+    """The correlate stage, dropped visual tokens by kept ones."""
+    direct = _direct(block, split, reduction)
+    if reduction.stages("language")[1] == "attention" or reduction.gamma == 1:
+        return direct
+    return mixed(direct, _indirect(block, split, reduction), reduction.gamma)
+
+
+def reduce_block(
+    visual: Float[Tensor, "b n w"], block: VisualBlock, n_drop: int, reduction: Reduction
+) -> tuple[Float[Tensor, "b k w"], Int[Tensor, "b k"]]:
+    """One layer's L step on the visual hidden states alone.
+
+    `visual` are the states after the attention residual. Returns the states of the tokens kept, the others merged into
+    them, and their ascending indices in the block. No drop: the block itself.
+    """
+    if n_drop == 0:
+        return visual, torch.arange(visual.shape[1], device=visual.device).expand(len(visual), -1)
+    split = partition_visual(block, n_drop, reduction)
+    kept = take(visual, split.kept)
+    compress = reduction.stages("language")[2]
+    if compress != "prune":
+        correlation = correlate_visual(block, split, reduction)
+        kept = MERGES[compress](kept, take(visual, split.dropped), correlation, reduction.epsilon)
+    return kept, split.kept
+
+
+def reduce_visual(
+    hidden: Float[Tensor, "b t w"],
+    queries: Float[Tensor, "b h t d"],
+    keys: Float[Tensor, "b g t d"],
+    *,
+    start: int,
+    count: int,
+    n_drop: int,
+    reduction: Reduction,
+    text: Bool[Tensor, "b m"] | None = None,
+    prefix: Bool[Tensor, "b p"] | None = None,
+) -> tuple[Float[Tensor, "b u w"], Int[Tensor, "b k"]]:
+    """One layer's L step on whole sequences.
+
+    `hidden` are the states after the attention residual, `queries` and `keys` the layer's own after rotation. The
+    visual block is tokens `start` to `start + count`; `text` and `prefix` mark the real tokens after and before it,
+    None where all are.
+    Returns the sequence without the `n_drop` dropped tokens and the ascending indices, in the block, of those kept.
+    """
+    end = start + count
+    block = VisualBlock(queries[:, :, start:end], queries[:, :, end:], keys, text, prefix)
+    kept, index = reduce_block(hidden[:, start:end], block, n_drop, reduction)
+    return torch.cat([hidden[:, :start], kept, hidden[:, end:]], dim=1), index
+
+
+def position_ids(prefix: int, kept: Int[Tensor, "b n"], full: int, suffix: int, mode: str) -> Int[Tensor, "b t"]:
+    """Position ids of a prefix, the visual tokens kept of `full`, and a suffix.
+
+    "original": each token keeps the id of the unreduced prompt. "packed": ids count over what is left.
+    """
+    batch, left = kept.shape
+    visual = kept if mode == "original" else torch.arange(left, device=kept.device).expand(batch, -1)
+    before = torch.arange(prefix, device=kept.device).expand(batch, -1)
+    after = torch.arange(suffix, device=kept.device).expand(batch, -1)
+    return torch.cat([before, visual + prefix, after + prefix + (full if mode == "original" else left)], dim=1)

@@ -1,0 +1,167 @@
+"""One reduction setting as a value: parsed from text such as `ficoco-v:64,epsilon=0.99`, validated, printed back.
+
+Imports neither torch nor transformers, so that asking for a cost or parsing a command line stays quick.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, fields
+from functools import lru_cache
+from typing import Any, Literal, get_args, get_type_hints
+
+from reduction.errors import ReductionError, unknown
+from reduction.methods import COMPRESSIONS, CORRELATIONS, FILTERS, METHODS, Place
+from reduction.notation import check_keep, parse_values, show
+
+__all__ = ["Reduction", "ReductionError", "option_types"]
+
+_SHARES = ("split", "lam", "beta", "gamma", "epsilon")
+_COUNTS = {
+    "vision_start": 0,
+    "vision_layers": 1,
+    "language_start": 0,
+    "language_layers": 1,
+    "window": 1,
+    "seed": 0,
+}
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A token-reduction method with its hyper-parameters; symbols as in the FiCoCo paper (arXiv 2411.17686).
+
+    Raises ReductionError where a value is unknown or out of range. Whether the counts fit a model is checked where they
+    meet its shape, by `schedule.plan`.
+    """
+
+    method: str = "dense"
+    keep: int | str | None = None
+    """Visual tokens left after the last reducing layer: a count, a share such as "11%", or None for all."""
+    vision_start: int | None = None
+    """First reducing encoder layer, from 0; None: half of the encoder's depth (12 of 24)."""
+    vision_layers: int | None = None
+    """Number of reducing encoder layers; None: all up to the layer whose states LLaVA reads."""
+    language_start: int | None = None
+    """First reducing decoder layer, from 0; None: an eighth of the decoder's depth (4 of 32), at least 1."""
+    language_layers: int | None = None
+    """Number of reducing decoder layers; None: 4, or as many as there are."""
+    split: float = 0.5
+    """ficoco-vl: share of the drop done in the encoder."""
+    lam: float = 0.35
+    """λ of Eq. 1: weight of the patch term, the CLS term has the rest."""
+    beta: float = 0.6
+    """β of Eq. 3: weight of the visual term, the text term has the rest."""
+    gamma: float = 0.6
+    """γ of Eq. 4: weight of the direct correlation, the one through text has the rest."""
+    epsilon: float = 0.998
+    """ε of Eq. 2: a dropped token merges into the targets at or above this quantile of its correlations."""
+    local_penalty: bool = True
+    """Encoder only: spread the drops over the image."""
+    window: int = 2
+    """Side of the local penalty's windows, patches."""
+    penalty: float = 2.0
+    """Factor of the local penalty."""
+    cls_scores: Literal["softmax", "raw", "keys"] = "softmax"
+    """Attention of CLS: weights, scores before the softmax, or Eq. 9-13 (towers without CLS always use the last)."""
+    patch_scores: Literal["raw", "softmax"] = "raw"
+    """Attention among visual tokens; softmax needs all N x N weights."""
+    text_scores: Literal["softmax", "raw"] = "softmax"
+    """Attention between text and visual tokens."""
+    text_direction: Literal["text_to_vision", "vision_to_text"] = "text_to_vision"
+    """Which of the two asks: the query's side of the attention between text and visual tokens."""
+    normalise: Literal["l2", "zscore", "none"] = "l2"
+    """How the two terms of Eq. 1 and 3 are brought to one scale over the tokens."""
+    positions: Literal["original", "packed"] = "original"
+    """Position ids in the decoder: those of the unreduced prompt, or counted anew over what is left."""
+    filter: str | None = None
+    """Replaces the method's filter stage."""
+    correlate: str | None = None
+    """Replaces the method's correlate stage."""
+    compress: str | None = None
+    """Replaces the method's compress stage."""
+    seed: int = 0
+    """Seed of the random filter."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise unknown("reduction", self.method, METHODS)
+        if self.method == "dense" and self.keep is not None:
+            raise ReductionError(
+                f"dense keeps every visual token, so it takes no number to keep (got {self.keep}): "
+                "leave it out, or choose another reduction."
+            )
+        check_keep(self.keep)
+        self._check_choices()
+        self._check_numbers()
+        self._check_stages()
+
+    def _check_choices(self) -> None:
+        for name, hint in option_types().items():
+            choices, value = get_args(hint), getattr(self, name)
+            if choices and all(isinstance(choice, str) for choice in choices) and value not in choices:
+                raise unknown(f"{name} value", str(value), choices)
+
+    def _check_numbers(self) -> None:
+        for name in _SHARES:
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ReductionError(f"{name} is {value}: it must lie between 0 and 1.")
+        for name, least in _COUNTS.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ReductionError(f"{name} is {value}: it must be at least {least}.")
+        if not 0 < self.penalty < float("inf"):
+            raise ReductionError(f"penalty is {self.penalty}: it must be a positive number (1 changes nothing).")
+
+    def _check_stages(self) -> None:
+        for what, known in (("filter", FILTERS), ("correlate", CORRELATIONS), ("compress", COMPRESSIONS)):
+            name = getattr(self, what)
+            if name is None:
+                continue
+            if name not in known:
+                raise unknown(f"{what} stage", name, known)
+            wrong = [place for place in METHODS[self.method] if place not in known[name]]
+            if wrong:
+                raise ReductionError(
+                    f"the {what} stage {name!r} is made for the {' and '.join(known[name])} model only, "
+                    f"and {self.method} reduces in the {' and '.join(METHODS[self.method])} model."
+                )
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where the method drops tokens."""
+        return tuple(METHODS[self.method])
+
+    def stages(self, place: Place) -> tuple[str, str, str]:
+        """Names of the filter, correlate and compress stages at `place`."""
+        row = METHODS[self.method][place]
+        return self.filter or row.filter, self.correlate or row.correlate, self.compress or row.compress
+
+    @classmethod
+    def parse(cls, text: str) -> Reduction:
+        """`METHOD[:KEEP][,OPTION=VALUE]...`, the inverse of `str`.
+
+        A method that drops tokens must say how many to keep (`ficoco-v:100%` keeps all). `start` and `layers` stand
+        for `vision_start` and so on where the method reduces in one place.
+        """
+        return cls(**parse_values(text, option_types()))
+
+    def __str__(self) -> str:
+        head = self.method if self.keep is None else f"{self.method}:{self.keep}"
+        if self.keep is None and self.method != "dense":
+            head += ":100%"
+        changed = [
+            f"{field.name}={show(getattr(self, field.name))}"
+            for field in fields(self)
+            if field.name not in ("method", "keep")
+            and field.default is not MISSING
+            and getattr(self, field.name) != field.default
+        ]
+        return ",".join([head, *changed])
+
+
+@lru_cache
+def option_types() -> dict[str, Any]:
+    """Field name -> type of its value, `method` and `keep` included."""
+    hints = get_type_hints(Reduction)
+    return {field.name: hints[field.name] for field in fields(Reduction)}

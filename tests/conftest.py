@@ -1,0 +1,15 @@
+"""Shapes in signatures are checked while the tests run; at run time they cost nothing."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+CHECKED = ("attention", "compress", "correlate", "filter", "grid", "language", "layout", "vision")
+"""The modules of `reduction` that take tensors; the others check their values themselves, with better sentences."""
+
+HOOK = install_import_hook([f"reduction.{name}" for name in CHECKED], "beartype.beartype")
+"""Stays installed for the whole session: the modules are imported under it wherever they are first used."""
+
+settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("default")
