@@ -1,0 +1,199 @@
+"""Analytic FLOPs and KV bytes of one request, from the vector of layer-input lengths. 2 FLOPs per multiply-add.
+
+Two conventions:
+
+- exact: every matrix product, convolution and attention that runs, at the length it runs at, as
+  `torch.utils.flop_counter.FlopCounterMode` counts them. Attention is counted in full, as that counter does;
+  `causal=True` counts only the pairs the causal mask allows. The head runs on the last position only. Not counted, by
+  either: element-wise work, norms, softmax, top-k, gathers, rotary angles.
+- LLM-Viewer's (Yuan et al. 2024, arXiv 2402.16363), which the published TFLOPs of token reduction are in: prefill of
+  the decoder alone, L * [2n(4d^2 + 3dm) + 4n^2 d] + 2dV, plus its element-wise counts of 5 per softmax entry, 7 per
+  norm, 1 per residual and 2 per activation entry (0.05 % of the whole, and what makes the dense 8.45 of LLaVA-1.5-7B
+  print as 8.5). Here layer by layer at the length n that enters it. It knows no tower, projector or reduction.
+
+Symbols: n tokens, d width, m FFN width, H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+from reduction.overhead import language_terms, vision_terms
+from reduction.schedule import Plan
+from reduction.settings import Reduction
+from reduction.shapes import DecoderShape, ModelShape
+
+
+@dataclass(frozen=True, slots=True)
+class Flops:
+    """FLOPs by part. `reduction` is what the reduction itself computes, in the tower and in the decoder."""
+
+    vision: float = 0.0
+    projector: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    reduction: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.vision + self.projector + self.prefill + self.decode + self.reduction
+
+    def parts(self) -> dict[str, float]:
+        return asdict(self)
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(**{part: value + getattr(other, part) for part, value in self.parts().items()})
+
+    def shared_by(self, questions: int) -> Flops:
+        """Each question's share of work that is done once for `questions` questions."""
+        return Flops(**{part: value / questions for part, value in self.parts().items()})
+
+
+def vision_tower(shape: ModelShape, plan: Plan) -> dict[str, int]:
+    """FLOPs of the tower by kind of operation; FFNs run at the length that leaves the layer's drop."""
+    vision, cls = shape.vision, int(shape.vision.has_cls)
+    d, m = vision.width, vision.ffn
+    entering = [length + cls for length in plan.vision_lengths[:-1]]
+    leaving = [length + cls for length in plan.vision_lengths[1:]]
+    return {
+        "convolution": 2 * vision.patches * vision.channels * vision.patch**2 * d,
+        "projections": sum(8 * n * d * d for n in entering),
+        "attention": sum(4 * n * n * d for n in entering),
+        "ffn": sum(4 * n * d * m for n in leaving),
+    }
+
+
+def projector(shape: ModelShape, plan: Plan) -> int:
+    """FLOPs of the two linear layers on the visual tokens that leave the tower."""
+    width = shape.decoder.width
+    return 2 * plan.visual_tokens * (shape.projector_in * width + width * width)
+
+
+def _decoder_layers(
+    decoder: DecoderShape, entering: Sequence[int], leaving: Sequence[int], cached: Sequence[int], causal: bool
+) -> dict[str, int]:
+    """One pass through the layers: `entering` new tokens each, after `cached` earlier ones in the layer's KV cache."""
+    heads_width, kv_width = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
+    pairs = sum(n * old + (n * (n + 1) // 2 if causal else n * n) for n, old in zip(entering, cached, strict=True))
+    return {
+        "projections": sum(entering) * 4 * decoder.width * (heads_width + kv_width),
+        "attention": 4 * heads_width * pairs,
+        "ffn": sum(leaving) * 6 * decoder.width * decoder.ffn,
+    }
+
+
+def head(decoder: DecoderShape) -> int:
+    """FLOPs of the language-model head on one position."""
+    return 2 * decoder.width * decoder.vocab
+
+
+def _leaving(plan: Plan, text_tokens: int) -> tuple[int, ...]:
+    return (*plan.decoder_lengths(text_tokens)[1:], plan.visual_tokens_left + text_tokens)
+
+
+def prefill(shape: ModelShape, plan: Plan, text_tokens: int, *, causal: bool = False) -> dict[str, int]:
+    """FLOPs by kind of operation of prefilling the whole prompt, and the head on its last position."""
+    entering, nothing = plan.decoder_lengths(text_tokens), (0,) * shape.decoder.layers
+    layers = _decoder_layers(shape.decoder, entering, _leaving(plan, text_tokens), nothing, causal)
+    return {**layers, "head": head(shape.decoder)}
+
+
+def prefill_prefix(shape: ModelShape, plan: Plan, prefix_tokens: int, *, causal: bool = False) -> dict[str, int]:
+    """FLOPs of what an image's questions can share where the decoder does not reduce: text before the image, image."""
+    entering, nothing = plan.decoder_lengths(prefix_tokens), (0,) * shape.decoder.layers
+    return _decoder_layers(shape.decoder, entering, _leaving(plan, prefix_tokens), nothing, causal)
+
+
+def prefill_suffix(
+    shape: ModelShape, plan: Plan, prefix_tokens: int, suffix_tokens: int, *, causal: bool = False
+) -> dict[str, int]:
+    """FLOPs of one question's text on top of `prefill_prefix`, and the head on its last position."""
+    new, cached = (suffix_tokens,) * shape.decoder.layers, plan.decoder_lengths(prefix_tokens)
+    return {**_decoder_layers(shape.decoder, new, new, cached, causal), "head": head(shape.decoder)}
+
+
+def decode(shape: ModelShape, plan: Plan, text_tokens: int, new_tokens: int) -> dict[str, int]:
+    """FLOPs by kind of operation of the steps after prefill: new_tokens - 1, as prefill gives the first token.
+
+    A step's query sees the layer's cached prompt, the tokens generated before it, and itself.
+    """
+    decoder, steps = shape.decoder, max(0, new_tokens - 1)
+    heads_width, kv_width = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
+    pairs = steps * sum(plan.decoder_lengths(text_tokens)) + decoder.layers * steps * (steps + 1) // 2
+    return {
+        "projections": steps * decoder.layers * 4 * decoder.width * (heads_width + kv_width),
+        "attention": 4 * heads_width * pairs,
+        "ffn": steps * decoder.layers * 6 * decoder.width * decoder.ffn,
+        "head": steps * head(decoder),
+    }
+
+
+@lru_cache(maxsize=256)
+def count_image(shape: ModelShape, plan: Plan, reduction: Reduction) -> Flops:
+    """What an image costs once, however many questions it has: tower, projector and the reduction in the tower."""
+    return Flops(
+        vision=float(sum(vision_tower(shape, plan).values())),
+        projector=float(projector(shape, plan)),
+        reduction=float(sum(vision_terms(shape, plan, reduction).values())),
+    )
+
+
+@lru_cache(maxsize=65536)
+def count_text(
+    shape: ModelShape,
+    plan: Plan,
+    prefix_tokens: int,
+    text_tokens: int,
+    new_tokens: int,
+    reduction: Reduction,
+    *,
+    causal: bool = False,
+) -> Flops:
+    """What one question costs in the decoder: prefill, decode and the reduction in the decoder."""
+    if not 0 <= prefix_tokens <= text_tokens:
+        raise ValueError(f"prefix_tokens {prefix_tokens} must lie between 0 and text_tokens {text_tokens}.")
+    after_image = text_tokens - prefix_tokens
+    return Flops(
+        prefill=float(sum(prefill(shape, plan, text_tokens, causal=causal).values())),
+        decode=float(sum(decode(shape, plan, text_tokens, new_tokens).values())),
+        reduction=float(sum(language_terms(shape, plan, prefix_tokens, after_image, reduction).values())),
+    )
+
+
+def count(
+    shape: ModelShape,
+    plan: Plan,
+    prefix_tokens: int,
+    text_tokens: int,
+    new_tokens: int,
+    reduction: Reduction,
+    *,
+    causal: bool = False,
+) -> Flops:
+    """Exact FLOPs of one request with its own image.
+
+    `text_tokens` is all text of the prompt, `prefix_tokens` those of them that stand before the image, `new_tokens`
+    the tokens generated. Raises ValueError when the prefix is longer than the text.
+    """
+    return count_image(shape, plan, reduction) + count_text(
+        shape, plan, prefix_tokens, text_tokens, new_tokens, reduction, causal=causal
+    )
+
+
+def llm_viewer_tflops(shape: ModelShape, plan: Plan, text_tokens: int) -> float:
+    """Prefill TFLOPs (10^12) as LLM-Viewer counts them, at the length that enters each layer."""
+    decoder = shape.decoder
+    lengths = plan.decoder_lengths(text_tokens)
+    layers = _decoder_layers(decoder, lengths, lengths, (0,) * decoder.layers, causal=False)
+    norms, residuals, activation = 2 * 7, 2 * 1, 2
+    elementwise = sum(5 * decoder.heads * n * n + (norms + residuals + activation) * n * decoder.width for n in lengths)
+    return (sum(layers.values()) + elementwise + head(decoder)) / 1e12
+
+
+def kv_bytes(shape: ModelShape, plan: Plan, text_tokens: int, new_tokens: int = 0, dtype_bytes: int = 2) -> int:
+    """Bytes of keys and values cached for one request; the last new token is never fed back, so never cached."""
+    decoder = shape.decoder
+    tokens = sum(plan.decoder_lengths(text_tokens)) + decoder.layers * max(0, new_tokens - 1)
+    return 2 * decoder.kv_heads * decoder.head_dim * dtype_bytes * tokens

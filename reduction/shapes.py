@@ -1,0 +1,181 @@
+"""The sizes of a LLaVA model that decide what it costs: no weights, only what `config.json` says.
+
+The published sizes of LLaVA-1.5 are known by name and need nothing imported; a folder is read with transformers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reduction.errors import ReductionError
+
+
+@dataclass(frozen=True, slots=True)
+class VisionShape:
+    """A ViT as LLaVA uses it: the layers after the feature layer never run."""
+
+    layers: int
+    layers_run: int
+    """Encoder layers up to the (highest) feature layer: 23 of CLIP ViT-L's 24 at `vision_feature_layer=-2`."""
+    width: int
+    ffn: int
+    heads: int
+    patch: int
+    """Side of a patch, pixels."""
+    image: int
+    """Side of the square input image, pixels."""
+    channels: int = 3
+    has_cls: bool = True
+    keeps_cls: bool = False
+    """`vision_feature_select_strategy="full"`: the CLS token goes to the decoder with the patches."""
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the image."""
+        return self.image // self.patch
+
+    @property
+    def patches(self) -> int:
+        return self.grid**2
+
+    @property
+    def visual_tokens(self) -> int:
+        """Tokens that the unreduced tower hands to the projector."""
+        return self.patches + int(self.keeps_cls)
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderShape:
+    """A LLaMA decoder: gated FFN of three matrices, grouped keys and values, untied or tied head."""
+
+    layers: int
+    width: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """One LLaVA model: tower, two-layer projector, decoder."""
+
+    name: str
+    vision: VisionShape
+    projector_in: int
+    """Width of the features: the tower's width times the number of feature layers."""
+    decoder: DecoderShape
+
+
+_CLIP_L_336 = VisionShape(layers=24, layers_run=23, width=1024, ffn=4096, heads=16, patch=14, image=336)
+
+NAMED: dict[str, ModelShape] = {
+    "llava-1.5-7b": ModelShape(
+        name="llava-1.5-7b",
+        vision=_CLIP_L_336,
+        projector_in=1024,
+        decoder=DecoderShape(layers=32, width=4096, ffn=11008, heads=32, kv_heads=32, head_dim=128, vocab=32064),
+    ),
+    "llava-1.5-13b": ModelShape(
+        name="llava-1.5-13b",
+        vision=_CLIP_L_336,
+        projector_in=1024,
+        decoder=DecoderShape(layers=40, width=5120, ffn=13824, heads=40, kv_heads=40, head_dim=128, vocab=32064),
+    ),
+}
+
+
+def _feature_layers(config: Any) -> list[int]:
+    layers = config.vision_feature_layer
+    return [layers] if isinstance(layers, int) else list(layers)
+
+
+def _layers_run(feature_layers: list[int], depth: int) -> int:
+    # hidden_states holds depth + 1 tensors: the embeddings, then one after each layer.
+    indices = [layer if layer >= 0 else depth + 1 + layer for layer in feature_layers]
+    outside = [layer for layer, index in zip(feature_layers, indices, strict=True) if not 0 <= index <= depth]
+    if outside:
+        raise ReductionError(
+            f"vision_feature_layer {outside[0]} is outside the tower's {depth} layers: correct it in the config."
+        )
+    return max(indices)
+
+
+def _vision_shape(config: Any) -> VisionShape:
+    tower = config.vision_config
+    if tower.model_type not in ("clip_vision_model", "siglip_vision_model"):
+        raise ReductionError(
+            f"the vision tower is a {tower.model_type!r}: only clip_vision_model and siglip_vision_model are known."
+        )
+    has_cls = tower.model_type == "clip_vision_model"
+    full = config.vision_feature_select_strategy == "full"
+    if not has_cls and not full:
+        raise ReductionError(
+            'the tower has no CLS token, so vision_feature_select_strategy must be "full": '
+            f"{config.vision_feature_select_strategy!r} would cut off the first patch."
+        )
+    return VisionShape(
+        layers=tower.num_hidden_layers,
+        layers_run=_layers_run(_feature_layers(config), tower.num_hidden_layers),
+        width=tower.hidden_size,
+        ffn=tower.intermediate_size,
+        heads=tower.num_attention_heads,
+        patch=tower.patch_size,
+        image=tower.image_size,
+        channels=tower.num_channels,
+        has_cls=has_cls,
+        keeps_cls=has_cls and full,
+    )
+
+
+def from_config(config: Any, name: str = "") -> ModelShape:
+    """The shape of a `transformers.LlavaConfig` (typed loosely: importing transformers takes seconds).
+
+    Raises ReductionError for a tower or decoder whose operations are not the ones counted here.
+    """
+    if config.model_type != "llava":
+        raise ReductionError(f"the model is a {config.model_type!r}, not a llava: give a LLaVA-1.5 style model.")
+    text = config.text_config
+    if text.model_type != "llama":
+        raise ReductionError(f"the decoder is a {text.model_type!r}: only llama decoders are supported.")
+    vision = _vision_shape(config)
+    return ModelShape(
+        name=name or str(getattr(config, "name_or_path", "") or "llava"),
+        vision=vision,
+        projector_in=vision.width * len(_feature_layers(config)),
+        decoder=DecoderShape(
+            layers=text.num_hidden_layers,
+            width=text.hidden_size,
+            ffn=text.intermediate_size,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads or text.num_attention_heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            vocab=text.vocab_size,
+        ),
+    )
+
+
+def from_folder(folder: str | Path) -> ModelShape:
+    """The shape of a model folder in Hugging Face's format; only its `config.json` is read."""
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        raise ReductionError(
+            f"no model shape at {str(folder)!r}: give one of {', '.join(NAMED)}, or a folder with a config.json."
+        )
+    from transformers import AutoConfig  # takes seconds: only where a folder is read
+
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ReductionError(f"cannot read {path / 'config.json'}: {reason}") from error
+    return from_config(config, name=path.resolve().name)
+
+
+def model_shape(name_or_folder: str) -> ModelShape:
+    """The shape known by name (`llava-1.5-7b`, `llava-hf/llava-1.5-7b-hf`) or read from a folder."""
+    short = name_or_folder.removeprefix("llava-hf/").removesuffix("-hf")
+    return NAMED[short] if short in NAMED else from_folder(name_or_folder)
