@@ -5,7 +5,7 @@ The published sizes of LLaVA-1.5 are known by name and need nothing imported; a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,8 @@ def _feature_layers(config: Any) -> list[int]:
 
 
 def _layers_run(feature_layers: list[int], depth: int) -> int:
+    if not feature_layers:
+        raise ReductionError("vision_feature_layer is an empty list: name the encoder layer to read, such as -2.")
     # hidden_states holds depth + 1 tensors: the embeddings, then one after each layer.
     indices = [layer if layer >= 0 else depth + 1 + layer for layer in feature_layers]
     outside = [layer for layer, index in zip(feature_layers, indices, strict=True) if not 0 <= index <= depth]
@@ -131,6 +133,27 @@ def _vision_shape(config: Any) -> VisionShape:
     )
 
 
+def _decoder_shape(text: Any) -> DecoderShape:
+    return DecoderShape(
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        ffn=text.intermediate_size,
+        heads=text.num_attention_heads,
+        kv_heads=text.num_key_value_heads or text.num_attention_heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        vocab=text.vocab_size,
+    )
+
+
+def _check_sizes(part: VisionShape | DecoderShape, what: str) -> None:
+    for name, value in asdict(part).items():
+        least = 0 if name == "layers_run" else 1
+        if not isinstance(value, bool) and not (isinstance(value, int) and value >= least):
+            raise ReductionError(f"the {what}'s {name} is {value!r} in the config: it must be a whole number above 0.")
+    if isinstance(part, VisionShape) and part.patch > part.image:
+        raise ReductionError(f"the tower's patches of {part.patch} pixels are larger than its image of {part.image}.")
+
+
 def from_config(config: Any, name: str = "") -> ModelShape:
     """The shape of a `transformers.LlavaConfig` (typed loosely: importing transformers takes seconds).
 
@@ -141,20 +164,14 @@ def from_config(config: Any, name: str = "") -> ModelShape:
     text = config.text_config
     if text.model_type != "llama":
         raise ReductionError(f"the decoder is a {text.model_type!r}: only llama decoders are supported.")
-    vision = _vision_shape(config)
+    vision, decoder = _vision_shape(config), _decoder_shape(text)
+    _check_sizes(vision, "tower")
+    _check_sizes(decoder, "decoder")
     return ModelShape(
         name=name or str(getattr(config, "name_or_path", "") or "llava"),
         vision=vision,
         projector_in=vision.width * len(_feature_layers(config)),
-        decoder=DecoderShape(
-            layers=text.num_hidden_layers,
-            width=text.hidden_size,
-            ffn=text.intermediate_size,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads or text.num_attention_heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-            vocab=text.vocab_size,
-        ),
+        decoder=decoder,
     )
 
 
@@ -165,11 +182,13 @@ def from_folder(folder: str | Path) -> ModelShape:
         raise ReductionError(
             f"no model shape at {str(folder)!r}: give one of {', '.join(NAMED)}, or a folder with a config.json."
         )
-    from transformers import AutoConfig  # takes seconds: only where a folder is read
+    # These take seconds to import: only where a folder is read.
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except (ValueError, OSError, KeyError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ReductionError(f"cannot read {path / 'config.json'}: {reason}") from error
     return from_config(config, name=path.resolve().name)

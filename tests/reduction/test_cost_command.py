@@ -115,6 +115,11 @@ def test_bad_input_is_one_sentence_and_exit_2(arguments: list[str], words: list[
         ({"vision_config": {"model_type": "siglip_vision_model"}}, ["CLS", "full"]),
         ({"vision_config": {"model_type": "vit"}}, ["vit", "clip_vision_model"]),
         ({"vision_feature_layer": -40}, ["-40", "12 layers"]),
+        ({"vision_feature_layer": []}, ["vision_feature_layer", "empty"]),
+        ({"text_config": {"model_type": "llama", "hidden_size": "wide"}}, ["config.json", "hidden_size", "wide"]),
+        ({"text_config": {"model_type": "llama", "intermediate_size": 0}}, ["decoder", "ffn", "0"]),
+        ({"vision_config": {"model_type": "clip_vision_model", "patch_size": 0}}, ["tower", "patch", "0"]),
+        ({"vision_config": {"model_type": "clip_vision_model", "patch_size": 900}}, ["900", "224"]),
         ({"model_type": "never-heard-of"}, ["config.json", "never-heard-of"]),
     ],
 )
