@@ -1,0 +1,40 @@
+"""How much of a hostile or broken input is read before it is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.errors import UserError
+
+_MEGABYTE = 2**20
+PIL_MAX_PIXELS = 2 * 89_478_485
+"""Above this Pillow itself refuses an image as a decompression bomb."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLimits:
+    """Bounds on what one member, sample or image may cost.
+
+    Reading holds at most two images, one JSON and one text member at a time, so a shard being read takes at most
+    ``2 * max_image_bytes + 2 * max_text_bytes`` and a few MB of buffers, whatever the shard's size. Decoding
+    an image of more than 24 megapixels takes up to 12 bytes per pixel; such images are decoded one at a time.
+    """
+
+    max_image_bytes: int = 64 * _MEGABYTE
+    max_text_bytes: int = 4 * _MEGABYTE
+    max_header_bytes: int = _MEGABYTE
+    """Bytes that the headers of one tar member (PAX records, long names, sparse maps) may take."""
+    max_pixels: int = PIL_MAX_PIXELS
+    attempts: int = 5
+    """How often a read from remote storage is tried before the shard is given back."""
+    retry_seconds: float = 0.5
+    """Wait before the second attempt; doubled before each one after it."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_image_bytes", "max_text_bytes", "max_header_bytes", "max_pixels", "attempts"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: give at least 1")
+        if self.max_pixels > PIL_MAX_PIXELS:
+            raise UserError(f"max_pixels is {self.max_pixels}: Pillow decodes at most {PIL_MAX_PIXELS}")
+        if self.retry_seconds < 0:
+            raise UserError(f"retry_seconds is {self.retry_seconds}: give 0 or more")
