@@ -1,0 +1,63 @@
+"""What the driver's loop needs of a cluster, whatever stands behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from pipeline.records import ShardRef
+
+
+class ShardFailed(Exception):
+    """A replica could not finish a shard and lives on; the message is the reason."""
+
+
+class ReplicaLost(Exception):
+    """A replica's process is gone; the message is the reason."""
+
+    def __init__(self, reason: str, blameless: bool = False) -> None:
+        super().__init__(reason)
+        self.blameless = blameless
+        """Whether its machine vanished, so that the shard it worked on is not to blame."""
+
+
+class RunStopped(Exception):
+    """The run cannot go on; the message says why. What is committed stays."""
+
+
+Call = Any
+"""A call to a replica that has not been answered yet; hashable."""
+
+
+class ReplicaHandle(Protocol):
+    """A replica on the cluster; its methods return at once."""
+
+    def start(self) -> Call:
+        """Load the model; answered with a description, a dict with at least `pid`."""
+        ...
+
+    def work(self, ref: ShardRef) -> Call:
+        """Do a shard; answered with its ShardReport."""
+        ...
+
+    def pulse(self) -> Call:
+        """Answered, also while it starts or works, with a number that changes as work gets on."""
+        ...
+
+    def kill(self) -> None: ...
+
+
+class Cluster(Protocol):
+    def launch(self) -> ReplicaHandle: ...
+
+    def capacity(self) -> int:
+        """Replicas that fit on the machines that are there now."""
+        ...
+
+    def wait(self, calls: Sequence[Call], timeout: float) -> list[Call]:
+        """The calls answered within `timeout` seconds; returns as soon as there is one."""
+        ...
+
+    def result(self, call: Call) -> Any:
+        """A call's answer; raises ShardFailed or ReplicaLost."""
+        ...

@@ -1,0 +1,138 @@
+"""Command line and YAML file -> `RunConfig`. The command line wins; whatever is unknown is an error."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import Field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from pipeline.config import RunConfig, build, flag, options
+from pipeline.errors import UserError, nearest
+
+REPEATABLE = ("input",)
+
+
+class OptionParser(argparse.ArgumentParser):
+    """An argument parser that raises `UserError` with one sentence, naming the nearest known option."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            raise UserError(self._unknown(unknown[0]))
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+    def _unknown(self, argument: str) -> str:
+        known = [text for action in self._actions for text in action.option_strings if text.startswith("--")]
+        name = argument.partition("=")[0]
+        if not name.startswith("-"):
+            return f"unexpected argument {argument!r}: every value needs its option before it (see --help)"
+        return f"unknown option {name}{_suggestion(name, known)}"
+
+
+def parse_command(arguments: Sequence[str] | None = None) -> RunConfig:
+    """The configuration that a command line asks for; `--help` prints and exits.
+
+    Raises:
+        UserError: an unknown option or key (the nearest is named), or a value that cannot be used.
+        ReductionError: the reduction is unknown or out of range.
+    """
+    given = vars(_parser().parse_args(arguments))
+    path = given.pop("config", None)
+    from_file = read_yaml(Path(path)) if path else {}
+    return build({**from_file, **_converted(given, "--{}")})
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings of a YAML file by field name; keys may be spelled with `-` or `_`.
+
+    Raises:
+        UserError: unreadable, not a mapping, an unknown key, or a value that cannot be used.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot read --config {path}: {reason}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping):
+        raise UserError(f"--config {path} must map option names to values, it holds a {type(content).__name__}")
+    named = {str(key).replace("-", "_"): value for key, value in content.items()}
+    for name in named:
+        if name not in options():
+            raise UserError(f"unknown key {name!r} in {path}{_suggestion(name, options())}")
+    set_ones = {name: value for name, value in named.items() if value is not None}
+    return _converted(set_ones, f"{path}: {{}}")
+
+
+def _parser() -> OptionParser:
+    parser = OptionParser(
+        prog="caption_corpus",
+        description="Annotate a corpus of image shards with LLaVA and token reduction, on Ray.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options; the command line wins")
+    for name, one in options().items():
+        _add(parser, name, one)
+    return parser
+
+
+def _add(parser: OptionParser, name: str, one: Field[Any]) -> None:
+    switch = "--" + name.replace("_", "-")
+    if one.metadata["convert"] is flag:
+        parser.add_argument(switch, action="store_true", help=one.metadata["help"])
+        return
+    default = one.default if isinstance(one.default, str | int | float) else None
+    note = f" (default: {default})" if default not in (None, "") else ""
+    choices = "|".join(one.metadata["choices"])
+    parser.add_argument(
+        switch,
+        dest=name,
+        action="append" if name in REPEATABLE else "store",
+        metavar=choices or name.rpartition("_")[2].upper(),
+        help=one.metadata["help"] + note,
+    )
+
+
+def _converted(given: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """Values as fields take them; `label` names an option in an error."""
+    known, result = options(), {}
+    for name, value in given.items():
+        shown = label.format(name.replace("_", "-"))
+        if name in REPEATABLE:
+            values = [value] if isinstance(value, str) else value
+            if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
+                raise UserError(f"{shown}: give a path, or a list of paths")
+            result[name] = tuple(values)
+            continue
+        result[name] = _value(value, known[name], shown)
+    return result
+
+
+def _value(value: Any, one: Field[Any], shown: str) -> Any:
+    if isinstance(value, list | dict):
+        raise UserError(f"{shown}: give one value, not a {type(value).__name__}")
+    choices = one.metadata["choices"]
+    if choices and value not in choices:
+        near = nearest(str(value), choices)
+        hint = f"did you mean {near!r}?" if near else f"known are {', '.join(choices)}"
+        raise UserError(f"{shown}: unknown value {str(value)!r}; {hint}")
+    try:
+        return one.metadata["convert"](value)
+    except ValueError as error:
+        raise UserError(f"{shown} is {str(value)!r}: {error}") from error
+
+
+def _suggestion(name: str, known: Any) -> str:
+    near = nearest(name, known)
+    return f": did you mean {near!r}?" if near else "; see --help for what is known"

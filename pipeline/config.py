@@ -1,0 +1,182 @@
+"""A run of the annotation job as one typed value; every option of the command line and of `--config` is a field."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.scoring import METRICS
+from reduction.methods import METHODS
+from reduction.notation import check_keep
+from reduction.settings import Reduction
+
+Convert = Callable[[Any], Any]
+
+
+def option(about: str, default: Any = MISSING, *, convert: Convert = str, choices: tuple[str, ...] = ()) -> Any:
+    """A field that is an option too; without a default it must be given.
+
+    Args:
+        about: the help text.
+        convert: text or YAML value -> the field's value; raises ValueError with the reason.
+    """
+    return field(default=default, metadata={"help": about, "convert": convert, "choices": choices})
+
+
+def count(least: int) -> Convert:
+    def convert(value: Any) -> int:
+        if isinstance(value, bool) or not re.fullmatch(r"[+-]?\d+", str(value).strip()):
+            raise ValueError("give a whole number")
+        if int(value) < least:
+            raise ValueError(f"give at least {least}")
+        return int(value)
+
+    return convert
+
+
+def number(least: float, most: float = float("inf")) -> Convert:
+    def convert(value: Any) -> float:
+        try:
+            result = float("nan") if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            result = float("nan")
+        if not least <= result <= most:
+            raise ValueError(
+                f"give a number from {least:g} on" if most == float("inf") else f"give {least:g} to {most:g}"
+            )
+        return result
+
+    return convert
+
+
+def auto_or(convert: Convert) -> Convert:
+    return lambda value: None if value in (None, "auto") else convert(value)
+
+
+def keep(value: Any) -> int | str:
+    """A count of tokens, or a share such as "11%"."""
+    text = str(value).strip()
+    kept: int | str = int(text) if text.isdecimal() else text
+    check_keep(kept)
+    return kept
+
+
+def count_or_share(value: Any) -> int | float:
+    """An int as it is; "1%" as the float 0.01."""
+    text = str(value).strip()
+    if text.endswith("%"):
+        return number(0, 100)(text[:-1].strip()) / 100
+    return count(0)(value)
+
+
+def flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError("give true or false")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The settings of one run. Units are in the help texts; `None` stands for `auto` or for no value."""
+
+    input: tuple[str, ...] = option("shards: a path, brace range, glob, folder or URL; may repeat")
+    output: str = option("folder or URL that takes the answers; a rerun continues there")
+    model: str = option("Hugging Face hub id, or a local folder of that format")
+    reduction: str = option(f"{', '.join(METHODS)}; or in full, such as ficoco-v:64,epsilon=0.99", "dense")
+    keep_tokens: int | str | None = option("visual tokens left: a count (64) or a share (11%%)", None, convert=keep)
+    split: float | None = option("ficoco-vl: share of the drop done in the encoder", None, convert=number(0, 1))
+    prompt: str | None = option("asked of every image that brings no question", None)
+    system_prompt: str | None = option(
+        "text before the conversation; `vicuna` stands for the one LLaVA-1.5 was evaluated with", None
+    )
+    max_new_tokens: int = option("most tokens of an answer", 64, convert=count(1))
+    temperature: float = option("0 answers greedily, more samples", 0.0, convert=number(0))
+    top_p: float = option("sampling: share of the probability to draw from", 1.0, convert=number(0, 1))
+    seed: int = option("sampling: seed", 0, convert=count(0))
+    metric: str = option("how answers are scored against references", "none", choices=tuple(METRICS))
+    image_aspect: str = option(
+        "pad to a square as LLaVA-1.5 was evaluated, or crop as the Hugging Face processor does",
+        "pad",
+        choices=("pad", "crop"),
+    )
+    limit: int | None = option("samples to annotate, the first of the corpus", None, convert=count(1))
+    replicas: int | None = option(
+        "model replicas; auto: one per GPU, else one per 8 CPU cores", None, convert=auto_or(count(1))
+    )
+    cpus_per_replica: float | None = option("CPU cores of a replica, or auto", None, convert=auto_or(number(0)))
+    gpus_per_replica: float | None = option("GPUs of a replica, or auto", None, convert=auto_or(number(0)))
+    batch_size: int | None = option("questions in a batch, or auto", None, convert=auto_or(count(1)))
+    dtype: str = option("of the weights", "auto", choices=("auto", "float32", "bfloat16", "float16"))
+    device: str = option("where replicas run", "auto", choices=("auto", "cpu", "cuda"))
+    max_attempts: int = option("tries per shard before it is given up", 5, convert=count(1))
+    lease_timeout: float = option(
+        "seconds without progress after which a replica is replaced", 600.0, convert=number(0.1)
+    )
+    start_timeout: float = option("seconds a replica may take to load the model", 1800.0, convert=number(0.1))
+    stop_grace: float = option("seconds that shards under way get to finish when stopped", 2.0, convert=number(0))
+    max_quarantined: int | float | None = option(
+        "stop when more questions than this count or share (1%%) are quarantined", None, convert=count_or_share
+    )
+    tracking_uri: str = option("MLflow tracking store", "sqlite:///mlflow.db")
+    experiment: str = option("MLflow experiment", "ficoco-annotate")
+    run_name: str | None = option("MLflow run name; else the output's name", None)
+    parent_run: str | None = option("MLflow run that this one belongs under", None)
+    log_every: float = option("seconds between progress lines", 10.0, convert=number(0.1))
+    overwrite: bool = option("remove the output's earlier run first", False, convert=flag)
+
+    def __post_init__(self) -> None:
+        if not self.input:
+            raise UserError("no input: give --input at least once")
+        parsed = self.parsed_reduction
+        if self.split is not None and len(parsed.places) < 2:
+            raise UserError(
+                f"--split divides the drop of ficoco-vl, and the reduction is {parsed.method}: leave it out"
+            )
+        if self.device == "cpu" and self.gpus_per_replica:
+            raise UserError("--gpus-per-replica asks for GPUs and --device for the CPU: give one of them")
+
+    @property
+    def parsed_reduction(self) -> Reduction:
+        """`reduction`, `keep_tokens` and `split` as one value.
+
+        Raises:
+            ReductionError: unknown or out of range.
+            UserError: the number of tokens is given twice, or not at all.
+        """
+        text = self.reduction
+        if self.keep_tokens is not None:
+            method, comma, rest = text.partition(",")
+            if ":" in method:
+                raise UserError(f"the tokens to keep are given twice: --reduction {text} and --keep-tokens")
+            text = f"{method}:{self.keep_tokens}{comma}{rest}"
+        elif text in METHODS and text != "dense":
+            raise UserError(f"--reduction {text} needs --keep-tokens: a count such as 64, or a share such as 11%")
+        return Reduction.parse(text if self.split is None else f"{text},split={self.split}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values, with the reduction in its full notation."""
+        plain = {**asdict(self), "input": list(self.input), "reduction": str(self.parsed_reduction)}
+        return {name: value for name, value in plain.items() if name not in ("keep_tokens", "split")}
+
+
+def options() -> dict[str, Field[Any]]:
+    """Field name -> field, for everything that can be set."""
+    return {one.name: one for one in fields(RunConfig)}
+
+
+def build(given: Mapping[str, Any]) -> RunConfig:
+    """A configuration from converted values by field name.
+
+    Raises:
+        UserError: a value that must be given is not, or values contradict each other.
+        ReductionError: the reduction is unknown or out of range.
+    """
+    absent = [name for name, one in options().items() if one.default is MISSING and name not in given]
+    if absent:
+        raise UserError(
+            f"{', '.join('--' + name for name in absent)} must be given, on the command line or in --config"
+        )
+    return RunConfig(**given)

@@ -1,0 +1,245 @@
+"""The driver's loop: keeps replicas running, leases shards to them, and replaces what dies or hangs.
+
+Plain Python: the cluster is whatever offers `Cluster`'s methods (`fleet.RayCluster`, or a stand-in in tests).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline.cluster import Call, Cluster, ReplicaHandle, ReplicaLost, RunStopped, ShardFailed
+from pipeline.leases import FailedShard, Lease, LeaseQueue
+from pipeline.records import ShardRef, ShardReport
+
+POLL_SECONDS = 0.5
+CAPACITY_SECONDS = 5.0
+"""How often the cluster is asked whether machines have joined."""
+RETRY_SECONDS = 1.0
+"""Wait after a replica that could not start; doubled with every further one."""
+FAILED_STARTS = 3
+"""Failed starts in a row that end the run when no replica works."""
+FAILED_IN_A_ROW = 10
+"""Failed attempts without a finished shard between them that end the run: the cause is not in the shards."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStarted:
+    description: dict[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaReplaced:
+    description: dict[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Nothing happened for a moment; gives the driver time for its own work."""
+
+    replicas: int
+
+
+Event = ShardReport | FailedShard | ReplicaStarted | ReplicaReplaced | Tick
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchSettings:
+    replicas: int | None = None
+    """None: as many as the cluster holds."""
+    max_attempts: int = 5
+    lease_timeout: float = 600.0
+    """Seconds without a change of pulse after which a working replica is replaced."""
+    start_timeout: float = 1800.0
+    """Seconds from its process being there until it must be ready; also the wait for a first process."""
+    stop_grace: float = 2.0
+
+
+@dataclass(eq=False)
+class _Replica:
+    handle: ReplicaHandle
+    call: Call
+    """The call it is busy with; None when idle."""
+    state: Literal["placing", "starting", "idle", "working"]
+    changed: float
+    """When its pulse last changed, or its state."""
+    pulse: Call = None
+    next_pulse: float = 0.0
+    beat: Any = None
+    lease: Lease | None = None
+    description: dict[str, Any] = field(default_factory=dict)
+    failures: int = 0
+    """Shards that failed on it in a row."""
+
+
+class Dispatcher:
+    """Carries shards through a cluster's replicas; iterate over `run()` for what happens.
+
+    Args:
+        stopping: asked often; once it says True no shard is leased any more, and those under way get
+            `settings.stop_grace` seconds.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        refs: Sequence[ShardRef],
+        settings: DispatchSettings,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.queue = LeaseQueue(refs, settings.max_attempts)
+        self._cluster = cluster
+        self._settings = settings
+        self._stopping = stopping
+        self._replicas: list[_Replica] = []
+        self._target = 0
+        self._next_census = 0.0
+        self._next_launch = 0.0
+        self._failed_starts = 0
+        self._failed_in_a_row = 0
+        self._began = time.monotonic()
+
+    def run(self) -> Iterator[Event]:
+        """Until every shard is finished or given up, or the run is stopped; replicas are gone afterwards.
+
+        Raises:
+            RunStopped: no replica can be started, or nothing but failures comes back.
+        """
+        try:
+            deadline: float | None = None
+            while self.queue.unfinished:
+                if deadline is None and self._stopping():
+                    deadline = time.monotonic() + self._settings.stop_grace
+                if deadline is None:
+                    self._grow()
+                    self._lease_out()
+                elif time.monotonic() >= deadline or not self._working():
+                    return
+                yield from self._collect()
+                yield from self._replace_hung()
+                yield Tick(sum(replica.state in ("idle", "working") for replica in self._replicas))
+        finally:
+            for replica in self._replicas:
+                replica.handle.kill()
+            self._replicas.clear()
+
+    def _working(self) -> list[_Replica]:
+        return [replica for replica in self._replicas if replica.state == "working"]
+
+    def _grow(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_census:
+            self._next_census = now + CAPACITY_SECONDS
+            self._target = self._settings.replicas or self._cluster.capacity()
+        missing = min(self._target, self.queue.unfinished) - len(self._replicas)
+        if now >= self._next_launch:
+            for _ in range(missing):
+                handle = self._cluster.launch()
+                self._replicas.append(_Replica(handle, handle.start(), "placing", now, pulse=handle.pulse()))
+        nothing_yet = all(replica.state == "placing" for replica in self._replicas)
+        if nothing_yet and now - self._began > self._settings.start_timeout:
+            raise RunStopped(
+                f"no machine had room for a replica within {self._settings.start_timeout:g} s: free resources, "
+                "or lower --cpus-per-replica or --gpus-per-replica"
+            )
+
+    def _lease_out(self) -> None:
+        for replica in self._replicas:
+            if replica.state == "idle" and (lease := self.queue.take()):
+                replica.lease, replica.state, replica.changed = lease, "working", time.monotonic()
+                replica.call = replica.handle.work(lease.ref)
+
+    def _collect(self) -> Iterator[Event]:
+        """Wait for answers, at most a moment, and act on each."""
+        calls = {replica.call: replica for replica in self._replicas if replica.call is not None}
+        pulses = {replica.pulse: replica for replica in self._replicas if replica.pulse is not None}
+        waiting = [*calls, *pulses]
+        if not waiting:
+            time.sleep(POLL_SECONDS)
+            return
+        for call in self._cluster.wait(waiting, POLL_SECONDS):
+            replica = calls.get(call) or pulses[call]
+            if replica not in self._replicas:
+                continue
+            try:
+                answer = self._cluster.result(call)
+            except ReplicaLost as lost:
+                yield from self._lose(replica, str(lost), lost.blameless)
+            except ShardFailed as failure:
+                yield from self._fail(replica, str(failure))
+            else:
+                yield from self._pulsed(replica, answer) if call in pulses else self._answered(replica, answer)
+
+    def _pulsed(self, replica: _Replica, beat: Any) -> Iterator[Event]:
+        replica.pulse, now = None, time.monotonic()
+        replica.next_pulse = now + min(5.0, self._settings.lease_timeout / 4)
+        if beat != replica.beat:
+            replica.beat, replica.changed = beat, now
+        if replica.state == "placing":
+            replica.state, replica.changed = "starting", now
+        yield from ()
+
+    def _answered(self, replica: _Replica, answer: Any) -> Iterator[Event]:
+        now = time.monotonic()
+        began, replica.changed = replica.changed, now
+        replica.call, replica.state = None, "idle"
+        if replica.lease is None:
+            replica.description, self._failed_starts = answer, 0
+            yield ReplicaStarted(answer, now - began)
+            return
+        self.queue.finish(replica.lease)
+        answer.attempts = replica.lease.attempt
+        replica.lease, replica.failures, self._failed_in_a_row = None, 0, 0
+        yield answer
+
+    def _fail(self, replica: _Replica, reason: str) -> Iterator[Event]:
+        """An exception came back instead of an answer."""
+        lease, replica.lease = replica.lease, None
+        if lease is None:
+            yield from self._lose(replica, reason)
+            return
+        replica.call, replica.state = None, "idle"
+        replica.failures += 1
+        yield from self._count_failure(lease, reason)
+        if replica.failures > 1:
+            yield from self._lose(replica, f"two shards in a row failed on it, the last with: {reason}")
+
+    def _lose(self, replica: _Replica, reason: str, blameless: bool = False) -> Iterator[Event]:
+        self._replicas.remove(replica)
+        replica.handle.kill()
+        yield ReplicaReplaced(replica.description, reason)
+        if not replica.description:
+            self._count_failed_start(reason)
+        elif replica.lease is not None and blameless:
+            self.queue.give_back(replica.lease)
+        elif replica.lease is not None:
+            yield from self._count_failure(replica.lease, f"its replica was lost: {reason}")
+
+    def _count_failure(self, lease: Lease, reason: str) -> Iterator[Event]:
+        failed = self.queue.fail(lease, reason)
+        if failed:
+            yield failed
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= max(FAILED_IN_A_ROW, 2 * len(self._replicas)):
+            raise RunStopped(f"{self._failed_in_a_row} attempts in a row failed, the last with: {reason}")
+
+    def _count_failed_start(self, reason: str) -> None:
+        self._failed_starts += 1
+        self._next_launch = time.monotonic() + RETRY_SECONDS * 2 ** min(self._failed_starts - 1, 6)
+        works = any(replica.state in ("idle", "working") for replica in self._replicas)
+        if self._failed_starts >= FAILED_STARTS and not works:
+            raise RunStopped(f"no replica could be started in {self._failed_starts} tries: {reason}")
+
+    def _replace_hung(self) -> Iterator[Event]:
+        now = time.monotonic()
+        limits = {"starting": self._settings.start_timeout, "working": self._settings.lease_timeout}
+        for replica in list(self._replicas):
+            if replica.pulse is None and now >= replica.next_pulse:
+                replica.pulse = replica.handle.pulse()
+            limit = limits.get(replica.state)
+            if limit is not None and now - replica.changed > limit:
+                yield from self._lose(replica, f"no progress for {limit:g} s")

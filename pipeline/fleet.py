@@ -1,0 +1,225 @@
+"""The Ray edge: connects to a cluster and runs each replica as an actor. The only file that imports ray."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnschedulableError, NodeDiedError, RayActorError, RayError, RayTaskError
+
+from pipeline.cluster import Call, ReplicaLost, RunStopped, ShardFailed
+from pipeline.errors import UserError
+from pipeline.placement import Machine, Share
+from pipeline.records import ShardRef, ShardReport
+
+ROOT = Path(__file__).resolve().parent.parent
+OBJECT_STORE_BYTES = 100 * 2**20
+"""For a Ray that is started here: shards are read by the replicas, so the object store carries reports only."""
+LONGEST_REASON = 500
+RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the entry point of a submitted job, together with the job's runtime environment."""
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """How a replica's process makes its worker.
+
+    The worker offers `work(ref) -> ShardReport` and `describe() -> dict`, and may offer `pulse() -> int`, called from
+    another thread, which changes as a shard gets on.
+    """
+
+    factory: str
+    """`module:callable`."""
+    arguments: Mapping[str, Any]
+    """Keyword arguments of the callable; must pickle."""
+
+
+class _ReplicaActor:
+    """A replica's process. `start` is a method, so that its exception reaches the driver as it was raised."""
+
+    def __init__(self, spec: WorkerSpec, threads: int) -> None:
+        self._spec = spec
+        self._threads = threads
+        self._worker: Any = None
+
+    def start(self) -> dict[str, Any]:
+        module, _, name = self._spec.factory.partition(":")
+        self._worker = getattr(importlib.import_module(module), name)(**self._spec.arguments)
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(self._threads)
+        context = ray.get_runtime_context()
+        where = {"pid": os.getpid(), "node": ray.util.get_node_ip_address(), "node_id": context.get_node_id()}
+        return {**self._worker.describe(), **where}
+
+    def work(self, ref: ShardRef) -> ShardReport:
+        try:
+            return self._worker.work(ref)
+        except Exception as error:
+            if _breaks_device(error):
+                # The context stays broken for the whole process: only a new process can work again.
+                print(f"leaving after {error}", file=sys.stderr, flush=True)
+                os._exit(1)
+            raise
+
+    def pulse(self) -> int:
+        pulse = getattr(self._worker, "pulse", None)
+        return -1 if pulse is None else int(pulse())
+
+
+def _breaks_device(error: Exception) -> bool:
+    """Whether a CUDA error other than lack of memory is behind an exception."""
+    cause: BaseException | None = error
+    while cause is not None:
+        name, text = type(cause).__name__, str(cause)
+        if name == "OutOfMemoryError":
+            return False
+        if name == "AcceleratorError" or "CUDA error" in text or "cuDNN error" in text or "NCCL error" in text:
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+class RayReplica:
+    """A handle on one replica's actor."""
+
+    def __init__(self, spec: WorkerSpec, share: Share) -> None:
+        remote: Any = ray.remote  # its overloads know no concurrency groups
+        actor = remote(
+            num_cpus=share.cpus,
+            num_gpus=share.gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            # A lane of its own answers while a shard is worked on.
+            concurrency_groups={"pulse": 1},
+        )(_ReplicaActor)
+        self._actor: Any = actor.remote(spec, share.threads)
+
+    def start(self) -> Call:
+        return self._actor.start.remote()
+
+    def work(self, ref: ShardRef) -> Call:
+        return self._actor.work.remote(ref)
+
+    def pulse(self) -> Call:
+        return self._actor.pulse.options(concurrency_group="pulse").remote()
+
+    def kill(self) -> None:
+        ray.kill(self._actor, no_restart=True)
+
+
+class RayCluster:
+    """The Ray cluster that the driver is connected to."""
+
+    def __init__(self, spec: WorkerSpec, share: Share) -> None:
+        self._spec = spec
+        self._share = share
+
+    def launch(self) -> RayReplica:
+        return RayReplica(self._spec, self._share)
+
+    def capacity(self) -> int:
+        return self._share.fitting(machines())
+
+    def wait(self, calls: Sequence[Call], timeout: float) -> list[Call]:
+        ready, rest = ray.wait(list(calls), num_returns=1, timeout=timeout)
+        if ready and rest:
+            more, _ = ray.wait(rest, num_returns=len(rest), timeout=0)
+            ready += more
+        return ready
+
+    def result(self, call: Call) -> Any:
+        try:
+            return ray.get(call)
+        except RayTaskError as error:
+            raise ShardFailed(_reason(error)) from error
+        except (RayActorError, NodeDiedError, ActorUnschedulableError) as error:
+            raise ReplicaLost(_first_line(error), blameless=_machine_vanished(error)) from error
+        except RayError as error:
+            raise ReplicaLost(_first_line(error)) from error
+
+
+def _reason(error: RayTaskError) -> str:
+    """The exception as the worker raised it, in one line."""
+    cause = error.cause
+    if not isinstance(cause, BaseException):
+        return _first_line(error)
+    text = " ".join(str(cause).split())[:LONGEST_REASON]
+    return text if isinstance(cause, ValueError) and text else f"{type(cause).__name__}: {text}"
+
+
+def _first_line(error: Exception) -> str:
+    """Ray explains a loss over many lines; the one that says why is worth showing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
+    told = next((line for line in lines if "because" in line.lower() or "killed" in line.lower()), "")
+    return (told or (lines[0] if lines else type(error).__name__))[:LONGEST_REASON]
+
+
+def _machine_vanished(error: RayError) -> bool:
+    return isinstance(error, NodeDiedError) or bool(getattr(error, "preempted", False)) or "node has died" in str(error)
+
+
+def machines() -> list[Machine]:
+    """The machines of the cluster that are alive."""
+    offers = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Machine(offer.get("CPU", 0.0), offer.get("GPU", 0.0)) for offer in offers]
+
+
+def inside_ray_job() -> bool:
+    """Whether this process is the entry point of `ray job submit`."""
+    return RAY_JOB_VARIABLE in os.environ
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Connect to the cluster in `RAY_ADDRESS`, else to one started on this machine, else start one here.
+
+    Raises:
+        UserError: the cluster named in `RAY_ADDRESS` cannot be reached.
+    """
+    # Ray 2.5x warns about a change to come in how actors without a GPU see the GPUs; they never look.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        _connect()
+    except (ConnectionError, RuntimeError, RayError) as error:
+        where = os.environ.get("RAY_ADDRESS", "on this machine")
+        raise UserError(
+            f"cannot connect to the Ray cluster {where}: {_first_line(error)}. "
+            "Check RAY_ADDRESS, that it runs, and that RAY_AUTH_MODE and the token are those it was started with"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect() -> None:
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    address = os.environ.get("RAY_ADDRESS")
+    # A submitted job's working directory has brought this program to the workers; elsewhere it is sent along.
+    modules = {} if inside_ray_job() else {"py_modules": [str(ROOT / name) for name in ("pipeline", "reduction")]}
+    try:
+        ray.init(address=address or "auto", runtime_env=modules, **quiet)
+    except ConnectionError:
+        if address:
+            raise
+        # The workers are children of this process: they find the program where it lies.
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+
+
+__all__ = [
+    "RayCluster",
+    "RunStopped",
+    "WorkerSpec",
+    "connected",
+    "inside_ray_job",
+    "machines",
+]

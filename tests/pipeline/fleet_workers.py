@@ -1,0 +1,59 @@
+"""Trivial workers for fleet tests; importable in a replica's process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.records import ShardRef, ShardReport
+
+
+class Worker:
+    """Reports one answer per shard. A file named in `triggers` makes it misbehave once, at the shard of that name.
+
+    Args:
+        folder: where `<shard>.<what>` files stand; `what` is kill, raise, hang or slow.
+    """
+
+    def __init__(self, folder: str, seconds: float = 0.0, broken: str = "") -> None:
+        if broken:
+            raise RuntimeError(broken)
+        self.folder = Path(folder)
+        self.seconds = seconds
+        self.count = 0
+
+    def describe(self) -> dict[str, Any]:
+        return {"model": "trivial"}
+
+    def pulse(self) -> int:
+        return self.count
+
+    def work(self, ref: ShardRef) -> ShardReport:
+        with (self.folder / "log").open("a") as log:
+            log.write(f"{ref.name} {os.getpid()}\n")
+        time.sleep(self.seconds)
+        if self._take(ref, "kill"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._take(ref, "raise"):
+            raise OSError("the disk said no")
+        if (self.folder / f"{ref.name}.always").exists():
+            raise ValueError("this shard never works")
+        if self._take(ref, "device"):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if self._take(ref, "hang"):
+            time.sleep(3600)
+        if self._take(ref, "slow"):
+            for _ in range(10):
+                time.sleep(0.3)
+                self.count += 1
+        return ShardReport(ref.name, ref.url, ref.fingerprint, samples=1, questions=1, answers=1)
+
+    def _take(self, ref: ShardRef, what: str) -> bool:
+        trigger = self.folder / f"{ref.name}.{what}"
+        if trigger.exists():
+            trigger.unlink()
+            return True
+        return False

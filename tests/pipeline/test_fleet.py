@@ -1,0 +1,103 @@
+"""The dispatcher on a real local Ray, with replicas that really die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.cluster import RunStopped
+from pipeline.dispatch import Dispatcher, DispatchSettings, ReplicaReplaced, ReplicaStarted
+from pipeline.fleet import RayCluster, WorkerSpec, connected, machines
+from pipeline.leases import FailedShard
+from pipeline.placement import Share
+from pipeline.records import ShardRef, ShardReport
+
+FACTORY = "tests.pipeline.fleet_workers:Worker"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with connected():
+            yield
+
+
+def refs(number: int) -> list[ShardRef]:
+    return [ShardRef(f"{i:05d}.tar", f"/corpus/{i:05d}.tar") for i in range(number)]
+
+
+def dispatcher(folder: Path, number: int, *, seconds: float = 0.0, broken: str = "", **settings: object) -> Dispatcher:
+    spec = WorkerSpec(FACTORY, {"folder": str(folder), "seconds": seconds, "broken": broken})
+    chosen = DispatchSettings(**{"replicas": 1, **settings})  # type: ignore[arg-type]
+    return Dispatcher(RayCluster(spec, Share(1.0)), refs(number), chosen)
+
+
+def test_every_shard_comes_back_once_and_the_machine_is_seen(tmp_path: Path) -> None:
+    events = list(dispatcher(tmp_path, 4, replicas=2).run())
+    assert sorted(event.shard for event in events if isinstance(event, ShardReport)) == [r.name for r in refs(4)]
+    started = [event for event in events if isinstance(event, ReplicaStarted)]
+    assert {event.description["model"] for event in started} == {"trivial"}
+    assert all(event.description["pid"] != os.getpid() for event in started)
+    assert sum(machine.cpus for machine in machines()) >= 1
+
+
+@pytest.mark.parametrize("what", ["kill", "device"])
+def test_a_dead_replica_is_replaced_and_its_shard_done_again(tmp_path: Path, what: str) -> None:
+    (tmp_path / f"00001.tar.{what}").touch()
+    events = list(dispatcher(tmp_path, 3).run())
+    reports = {event.shard: event for event in events if isinstance(event, ShardReport)}
+    assert sorted(reports) == [r.name for r in refs(3)]
+    assert reports["00001.tar"].attempts == 2
+    assert len([event for event in events if isinstance(event, ReplicaReplaced)]) == 1
+    assert len({line.split()[1] for line in (tmp_path / "log").read_text().splitlines()}) == 2
+
+
+def test_a_replica_killed_from_outside_is_replaced(tmp_path: Path) -> None:
+    run = dispatcher(tmp_path, 6, seconds=0.3)
+    finished, killed = [], 0
+    for event in run.run():
+        if isinstance(event, ReplicaStarted) and not killed:
+            killed = event.description["pid"]
+            threading.Timer(0.5, os.kill, (killed, signal.SIGKILL)).start()
+        if isinstance(event, ShardReport):
+            finished.append(event.shard)
+    assert killed
+    assert sorted(finished) == [r.name for r in refs(6)]
+
+
+def test_an_exception_costs_the_shard_an_attempt_and_the_replica_stays(tmp_path: Path) -> None:
+    (tmp_path / "00000.tar.raise").touch()
+    events = list(dispatcher(tmp_path, 3).run())
+    reports = {event.shard: event.attempts for event in events if isinstance(event, ShardReport)}
+    assert reports == {"00000.tar": 2, "00001.tar": 1, "00002.tar": 1}
+    assert not [event for event in events if isinstance(event, ReplicaReplaced)]
+
+
+def test_a_shard_that_never_works_is_given_up_with_its_reason_and_the_others_go_on(tmp_path: Path) -> None:
+    (tmp_path / "00001.tar.always").touch()
+    events = list(dispatcher(tmp_path, 3, max_attempts=2).run())
+    given_up = [event for event in events if isinstance(event, FailedShard)]
+    assert [(event.ref.name, event.attempts, event.reason) for event in given_up] == [
+        ("00001.tar", 2, "this shard never works")
+    ]
+    assert len([event for event in events if isinstance(event, ShardReport)]) == 2
+
+
+def test_a_hung_replica_is_replaced_and_a_slow_one_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "00000.tar.slow").touch()
+    (tmp_path / "00001.tar.hang").touch()
+    events = list(dispatcher(tmp_path, 2, lease_timeout=1.5).run())
+    reports = {event.shard: event.attempts for event in events if isinstance(event, ShardReport)}
+    assert reports == {"00000.tar": 1, "00001.tar": 2}
+    assert [event.reason for event in events if isinstance(event, ReplicaReplaced)] == ["no progress for 1.5 s"]
+
+
+def test_a_replica_that_cannot_start_ends_the_run_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(RunStopped, match=r"no replica could be started in 3 tries: .*the weights are damaged"):
+        list(dispatcher(tmp_path, 2, broken="the weights are damaged").run())
