@@ -1,0 +1,162 @@
+"""One driver per output: a lock file with a heartbeat, which a dead driver's successor may take over.
+
+On the same machine the operating system says whether the holder lives. From another machine only the heartbeat can
+tell: a lock whose heartbeat is older than `ttl` is watched for a while and taken over when it stays still, so neither a
+killed driver nor a clock that jumped locks an output for ever.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pipeline.errors import UserError
+from pipeline.storage import Output, StorageError
+
+LOCK_PATH = "driver.lock"
+LOCAL_SETTLE, REMOTE_SETTLE = 0.2, 2.0
+"""Seconds between taking over a dead driver's lock and looking whether another one did the same."""
+
+
+class DriverLock:
+    """Held by the one driver that works on an output; a context manager.
+
+    Args:
+        ttl: seconds without a heartbeat after which another machine's driver may take the lock over.
+    """
+
+    def __init__(self, output: Output, ttl: float = 60.0) -> None:
+        self.output = output
+        self.ttl = ttl
+        self.lost = threading.Event()
+        """Set when another driver has taken the lock: stop, and write nothing more."""
+        self._owner = secrets.token_hex(8)
+        self._beats = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def acquire(self) -> Self:
+        """Take the lock and keep it alive from a thread.
+
+        Raises:
+            UserError: another driver holds it.
+            StorageError: the output cannot be written.
+        """
+        while not self.output.put_new(LOCK_PATH, self._content()):
+            holder = self._holder()
+            if holder is None:
+                continue
+            if not self._is_dead(holder):
+                raise UserError(self._refusal(holder))
+            if self._take_over():
+                break
+        self._thread = threading.Thread(target=self._keep_alive, name="driver-lock", daemon=True)
+        self._thread.start()
+        return self
+
+    def release(self) -> None:
+        """Give the lock back, if it is still this driver's."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        holder = self._holder()
+        if holder is not None and holder.get("owner") == self._owner:
+            self.output.delete(LOCK_PATH)
+
+    def __enter__(self) -> Self:
+        return self.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _content(self) -> bytes:
+        self._beats += 1
+        about = {
+            "owner": self._owner,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "process": _process_identity(os.getpid()),
+            "beat": self._beats,
+            "time": time.time(),
+            "ttl": self.ttl,
+        }
+        return (json.dumps(about) + "\n").encode()
+
+    def _holder(self) -> dict[str, Any] | None:
+        """What the lock file says; None when it has gone, an empty holder when it cannot be understood."""
+        try:
+            about = json.loads(self.output.read(LOCK_PATH))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            if isinstance(error, StorageError):
+                raise
+            return {}
+        return about if isinstance(about, dict) else {}
+
+    def _is_dead(self, holder: dict[str, Any]) -> bool:
+        if _same_machine(holder):
+            return _process_identity(int(holder["pid"])) != holder["process"]
+        age = time.time() - float(holder.get("time") or 0.0)
+        if 0 <= age < float(holder.get("ttl") or self.ttl):
+            return False
+        return self._stays_still(holder)
+
+    def _stays_still(self, holder: dict[str, Any]) -> bool:
+        """Whether the holder misses two heartbeats while this driver watches; trusts no clock but its own."""
+        deadline = time.monotonic() + float(holder.get("ttl") or self.ttl) * 2 / 3
+        while time.monotonic() < deadline:
+            time.sleep(min(1.0, self.ttl / 12))
+            if self._holder() != holder:
+                return False
+        return True
+
+    def _take_over(self) -> bool:
+        self.output.put_atomic(LOCK_PATH, self._content())
+        time.sleep(REMOTE_SETTLE if self.output.local_root is None else LOCAL_SETTLE)
+        holder = self._holder()
+        return holder is not None and holder.get("owner") == self._owner
+
+    def _refusal(self, holder: dict[str, Any]) -> str:
+        age = max(0, round(time.time() - float(holder.get("time") or 0.0)))
+        who = f"process {holder.get('pid')} on {holder.get('host')}, last sign of life {age} s ago"
+        return f"another run is writing to {self.output.url} ({who}); wait for it, stop it, or choose another --output"
+
+    def _keep_alive(self) -> None:
+        """A heartbeat that fails is tried again at the next; the lock is lost only when someone else has it."""
+        while not self._stop.wait(self.ttl / 4):
+            try:
+                holder = self._holder()
+                if holder is not None and holder.get("owner") != self._owner:
+                    self.lost.set()
+                    return
+                self.output.put_atomic(LOCK_PATH, self._content())
+            except UserError:
+                continue
+
+
+def _same_machine(holder: dict[str, Any]) -> bool:
+    """Whether the holder's process number means something here: same boot, same process-number space."""
+    mine, theirs = _process_identity(os.getpid()), holder.get("process")
+    return bool(mine) and isinstance(theirs, str) and theirs.rpartition(" ")[0] == mine.rpartition(" ")[0]
+
+
+def _process_identity(pid: int) -> str:
+    """Boot, process-number space and start time of a process; empty where there is no such process, or no /proc."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space = Path("/proc/self/ns/pid").readlink()
+        # The command's name may hold blanks and parentheses, so count fields from its end: start time is the 22nd.
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if state[0] in "ZX" else f"{boot} {space} {state[19]}"

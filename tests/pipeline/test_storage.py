@@ -1,0 +1,208 @@
+"""Whole-file writes on a local disk and on real S3 protocol; errors that say what to do."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
+from werkzeug.serving import make_server
+from werkzeug.wsgi import get_input_stream
+
+from pipeline import file_stores
+from pipeline.errors import UserError
+from pipeline.storage import Output, StorageError, open_output
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def s3_address() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """The URL of an empty folder in a bucket of its own."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "planted-key-id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_address)
+    S3FileSystem.clear_instance_cache()
+    bucket = f"bucket-{abs(hash(tmp_path)):x}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/runs/one"
+
+
+@pytest.fixture(params=["local", "s3", "memory"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> Output:
+    if request.param == "local":
+        return open_output(str(tmp_path / "out"))
+    if request.param == "memory":
+        return open_output(f"memory://{tmp_path.name}/out")
+    return open_output(request.getfixturevalue("s3"))
+
+
+def test_a_file_written_is_read_listed_replaced_and_deleted(output: Output) -> None:
+    output.check_writable()
+    assert output.list() == []
+    output.put_atomic("data/b.parquet", b"12345")
+    output.put_atomic("data/deeper/a.parquet", b"1")
+    output.put_atomic("run.json", b"{}")
+    output.put_atomic("data/b.parquet", b"123")
+    assert [(file.path, file.size) for file in output.list()] == [
+        ("data/b.parquet", 3),
+        ("data/deeper/a.parquet", 1),
+        ("run.json", 2),
+    ]
+    assert [file.path for file in output.list("data")] == ["data/b.parquet", "data/deeper/a.parquet"]
+    assert output.list("ledger") == []
+    assert output.read("data/b.parquet") == b"123"
+    assert dict(output.read_many(["run.json", "gone.json"])) == {"run.json": b"{}", "gone.json": None}
+    assert output.exists("run.json")
+    output.delete("run.json")
+    output.delete("run.json")
+    assert not output.exists("run.json")
+    with pytest.raises(FileNotFoundError):
+        output.read("run.json")
+
+
+def test_put_new_never_replaces_a_file(output: Output) -> None:
+    assert output.put_new("driver.lock", b"first")
+    assert not output.put_new("driver.lock", b"second")
+    assert output.read("driver.lock") == b"first"
+
+
+def test_an_output_pickles(output: Output) -> None:
+    output.put_atomic("run.json", b"{}")
+    assert pickle.loads(pickle.dumps(output)).read("run.json") == b"{}"
+
+
+def test_a_process_killed_before_the_rename_leaves_the_old_file(tmp_path: Path) -> None:
+    open_output(str(tmp_path)).put_atomic("data/part.parquet", b"old")
+    write = f"open_output({str(tmp_path)!r}).put_atomic('data/part.parquet', b'new')"
+    program = f"from pipeline.storage import open_output\n{write}"
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        env={**os.environ, "FICOCO_FAULT": "temporary-written"},
+        check=False,
+    )
+    assert ended.returncode == -signal.SIGKILL
+    assert (tmp_path / "data/part.parquet").read_bytes() == b"old"
+    assert [path.name.startswith(".part.parquet.") for path in (tmp_path / "data").glob("*.tmp")] == [True]
+
+
+def test_a_full_disk_is_named_and_leaves_no_temporary_file(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=False, capture_output=True
+    ).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        output = open_output(str(small))
+        with pytest.raises(StorageError, match=r"cannot write data/part\.parquet in .*the disk is full; make room"):
+            output.put_atomic("data/part.parquet", os.urandom(200_000))
+        assert output.list() == []
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_an_unwritable_output_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="a part of the path is a file"):
+        open_output(str(tmp_path / "file")).check_writable()
+    with pytest.raises(StorageError, match=r"cannot write \.probe-.* in /proc/ficoco"):
+        open_output("/proc/ficoco").check_writable()
+
+
+def test_read_only_storage_is_named(tmp_path: Path) -> None:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", tmp_path], check=False, capture_output=True
+    ).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        with pytest.raises(StorageError, match="the file system is read-only"):
+            open_output(str(tmp_path)).check_writable()
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_missing_bucket_is_one_sentence(s3: str) -> None:
+    with pytest.raises(StorageError, match=r"cannot write .*no such folder or bucket"):
+        open_output("s3://no-such-bucket-here/out").check_writable()
+
+
+def test_an_unknown_scheme_is_one_sentence() -> None:
+    with pytest.raises(UserError, match=r"cannot open the output floppy://a: .*use a local folder or a URL"):
+        open_output("floppy://a")
+
+
+class Flaky:
+    """An S3 that refuses two requests out of three, with 503 and 500 in turn."""
+
+    def __init__(self) -> None:
+        self.service = DomainDispatcherApplication(create_backend_app)
+        self.asked = 0
+        self.always_down = False
+
+    def __call__(self, environment: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        self.asked += 1
+        if self.always_down or self.asked % 3:
+            get_input_stream(environment).read()
+            start_response("503 Slow Down" if self.asked % 2 else "500 Internal Server Error", [])
+            return [b""]
+        return self.service(environment, start_response)
+
+
+@pytest.fixture
+def flaky(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flaky]:
+    """The S3 of `s3`, made unreliable; its backoff is shortened."""
+    service = Flaky()
+    server = make_server("127.0.0.1", 0, service, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    S3FileSystem.clear_instance_cache()
+    yield service
+    server.shutdown()
+    S3FileSystem.clear_instance_cache()
+
+
+def test_flaking_storage_is_retried(s3: str, flaky: Flaky) -> None:
+    output = open_output(s3)
+    output.put_atomic("data/part.parquet", b"1")
+    assert output.read("data/part.parquet") == b"1"
+    assert flaky.asked == 6
+
+
+def test_storage_that_stays_down_is_one_sentence(s3: str, flaky: Flaky, monkeypatch: pytest.MonkeyPatch) -> None:
+    flaky.always_down = True
+    monkeypatch.setitem(file_stores.S3_OPTIONS, "config_kwargs", {"retries": {"mode": "standard", "max_attempts": 2}})
+    with pytest.raises(
+        StorageError, match=r"cannot write data/part\.parquet in s3://.*then run the same command again"
+    ):
+        open_output(s3).put_atomic("data/part.parquet", b"1")
+    assert flaky.asked >= 2
+
+
+def test_credentials_in_the_url_are_not_shown() -> None:
+    assert "planted" not in open_output("memory://user:planted@host/out").url
