@@ -17,6 +17,11 @@ from torch.nn import functional
 from reduction.tensors import Bool, Float, Int
 
 
+def precise(tensor: Float[Tensor, ...]) -> Float[Tensor, ...]:
+    """At least float32: half-precision scores would tie."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def take(tokens: Float[Tensor, "b n w"], index: Int[Tensor, "b k"]) -> Float[Tensor, "b k w"]:
     """Row-wise selection of tokens."""
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
@@ -40,32 +45,33 @@ def score_scale(heads: int, head_width: int) -> float:
     return 1.0 / (heads * math.sqrt(head_width))
 
 
-def masked_mean(tokens: Float[Tensor, "b m w"], mask: Bool[Tensor, "b m"] | None) -> Float[Tensor, "b w"]:
-    """Mean over the real tokens in float32; zero for a row that has none."""
+def masked_mean(tokens: Float[Tensor, "b m w"], mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b w"]:
+    """Mean over the real tokens, at least float32; zero for a row that has none."""
+    dtype = torch.promote_types(tokens.dtype, torch.float32)
     if mask is None:
-        return tokens.mean(1, dtype=torch.float32) if tokens.shape[1] else tokens.sum(1, dtype=torch.float32)
-    weights = mask.float()
+        return tokens.sum(1, dtype=dtype) / max(1, tokens.shape[1])
+    weights = mask.to(dtype)
     weights = weights / weights.sum(1, keepdim=True).clamp_min(1)
-    return torch.einsum("bm,bmw->bw", weights, tokens.float())
+    return torch.einsum("bm,bmw->bw", weights, tokens.to(dtype))
 
 
 def raw_scores(queries: Float[Tensor, "b n w"], keys: Float[Tensor, "b m w"], scale: float) -> Float[Tensor, "b n m"]:
-    """Scores of concatenated heads, float32."""
-    return torch.bmm(queries * scale, keys.transpose(1, 2)).float()
+    """Scores of concatenated heads, at least float32."""
+    return precise(torch.bmm(queries * scale, keys.transpose(1, 2)))
 
 
 def mean_score(tokens: Float[Tensor, "b n w"], mean: Float[Tensor, "b w"], scale: float) -> Float[Tensor, "b n"]:
-    """Mean score of each token with the other side's tokens, given their mean: linear in n. Float32."""
-    return torch.bmm(tokens.float(), (mean.float() * scale).unsqueeze(-1)).squeeze(-1)
+    """Mean score of each token with the other side's tokens, given their mean: linear in n."""
+    return torch.bmm(precise(tokens), (precise(mean) * scale).unsqueeze(-1)).squeeze(-1)
 
 
 def attention_weights(
     queries: Float[Tensor, "b h n d"], keys: Float[Tensor, "b g m d"], visible: Bool[Tensor, "#b #n m"] | None = None
 ) -> Float[Tensor, "b n m"]:
-    """Head mean of the softmax weights, float32. A query that sees no key gets equal weights."""
+    """Head mean of the softmax weights, at least float32. A query that sees no key gets equal weights."""
     (batch, heads, count, width), groups = queries.shape, keys.shape[1]
     grouped = (queries * width**-0.5).reshape(batch, groups, heads // groups * count, width)
-    scores = (grouped @ keys.transpose(-1, -2)).float().view(batch, heads, count, keys.shape[2])
+    scores = precise(grouped @ keys.transpose(-1, -2)).view(batch, heads, count, keys.shape[2])
     if visible is not None:
         scores = scores.masked_fill(~visible.unsqueeze(1), torch.finfo(scores.dtype).min)
     return functional.softmax(scores, dim=-1).mean(1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from reduction.attention import precise
 from reduction.tensors import Float, Int
 
 
@@ -44,7 +45,7 @@ def redundancy(
 
 def key_distinctness(keys: Float[Tensor, "b n w"], heads: int) -> Float[Tensor, "b n"]:
     """Eq. 9-13, importance without a CLS token: minus the cosine of a head-mean key with the mean of all of them."""
-    head_mean = keys.reshape(*keys.shape[:2], heads, -1).mean(2, dtype=torch.float32)
+    head_mean = precise(keys).reshape(*keys.shape[:2], heads, -1).mean(2)
     return -functional.cosine_similarity(head_mean, head_mean.mean(1, keepdim=True), dim=-1)
 
 

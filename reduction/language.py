@@ -116,7 +116,7 @@ def visual_redundancy(block: VisualBlock, reduction: Reduction) -> Float[Tensor,
     if reduction.patch_scores == "softmax":
         visual = block.causal_weights.mean(-1)
     else:
-        visual = mean_score(block.queries, block.visual_keys.mean(1, dtype=torch.float32), block.scale)
+        visual = mean_score(block.queries, masked_mean(block.visual_keys), block.scale)
     return redundancy(visual, text_importance(block, reduction), reduction.beta, reduction.normalise)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from reduction.attention import attention_weights, mean_score, raw_scores, score_scale, take
+from reduction.attention import attention_weights, masked_mean, mean_score, raw_scores, score_scale, take
 from reduction.compress import MERGES
 from reduction.correlate import from_scores, from_weights
 from reduction.filter import Partition, drop_highest, drop_random, drop_stride, key_distinctness, redundancy
@@ -88,7 +88,7 @@ def patch_redundancy(patches: Patches, reduction: Reduction) -> Float[Tensor, "b
     if reduction.patch_scores == "softmax":
         visual = _patch_weights(patches).mean(-1)
     else:
-        mean_key = patches.keys[:, patches.first :].mean(1, dtype=torch.float32)
+        mean_key = masked_mean(patches.keys[:, patches.first :])
         visual = mean_score(patches.queries[:, patches.first :], mean_key, patches.scale)
     scores = redundancy(visual, _importance(patches, reduction.cls_scores), reduction.lam, reduction.normalise)
     if not reduction.local_penalty:
