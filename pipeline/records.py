@@ -22,6 +22,8 @@ class ShardRef:
     fingerprint: str = ""
     """Changes when the file's content may have changed (size with ETag or mtime); empty when the shard is missing."""
     missing: bool = False
+    take: int | None = None
+    """Read only this many samples, the first ones; None for all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,102 @@
+"""Loading a LLaVA checkpoint: a hub id or a local folder, safetensors only, never code from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from pipeline.errors import UserError
+
+SMALL_WIDTH = 1024
+"""A decoder narrower than this runs in float32 on a CPU: its layers are too small for bfloat16 units to pay."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    model: Any
+    tokenizer: Any
+    stop_tokens: frozenset[int]
+
+
+def load_checkpoint(name: str, device: str = "auto", dtype: str = "auto") -> Checkpoint:
+    """Load model and tokenizer of a Hugging Face hub id or folder onto a device.
+
+    Raises:
+        UserError: it is not there, not a LLaVA, or has no safetensors weights.
+    """
+    config: Any = load_config(name)
+    target = choose_device(device)
+    try:
+        model = LlavaForConditionalGeneration.from_pretrained(
+            name,
+            config=config,
+            dtype=choose_dtype(dtype, target, config.text_config.hidden_size),
+            device_map={"": target} if target.type == "cuda" else None,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+        )
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"the model in {name} cannot be loaded: {_first_line(error)}") from None
+    return Checkpoint(model.eval(), tokenizer, stop_tokens(name, config))
+
+
+def load_config(name: str) -> LlavaConfig:
+    """Read the configuration only.
+
+    Raises:
+        UserError: there is none, or it is not a LLaVA-1.5's.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"no model at {name}: give a Hugging Face hub id or a folder with config.json ({_first_line(error)})"
+        ) from None
+    if not isinstance(config, LlavaConfig):
+        raise UserError(f"the model in {name} is a {config.model_type}, not a llava: give a LLaVA-1.5 checkpoint")
+    return config
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is the GPU where there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def choose_dtype(dtype: str, device: torch.device, width: int) -> torch.dtype:
+    """`auto` is bfloat16 where the device computes in it and the decoder's `width` makes it pay, else float32.
+
+    Decided by what the device can do, not by a measurement: replicas on equal machines must agree.
+    """
+    if dtype != "auto":
+        chosen: torch.dtype = getattr(torch, dtype)
+        return chosen
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    fast = any(features.get(name) for name in ("amx_bf16", "avx512_bf16")) or _has_bf16_units()
+    return torch.bfloat16 if fast and width >= SMALL_WIDTH else torch.float32
+
+
+def _has_bf16_units() -> bool:
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, probe)() for probe in probes if hasattr(torch.cpu, probe))
+
+
+def stop_tokens(name: str, config: Any) -> frozenset[int]:
+    """The tokens that end an answer, by the generation configuration where there is one."""
+    try:
+        ends = GenerationConfig.from_pretrained(name).eos_token_id
+    except OSError:
+        ends = None
+    ends = ends if ends is not None else config.text_config.eos_token_id
+    return frozenset(ends if isinstance(ends, list) else [ends] if ends is not None else [])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,200 @@
+"""LLaMA's decoder as the engine runs it: Hugging Face's weights and modules, our own passes over them.
+
+A prompt is text before the image (the same for every row), visual tokens, text after the image (padded on the right:
+under the causal mask no real token sees padding, so prefill needs no mask). Rows that ask about the same image share
+one pass over everything up to the image's last token, as far as that pass does not depend on the question.
+Shapes: q questions, i images, p text before the image, n visual, m text after it, d width, h/g query/key heads, e head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.kv_cache import KVCache
+from reduction.language import VisualBlock, reduce_block
+from reduction.schedule import Plan
+from reduction.settings import Reduction
+from reduction.tensors import Bool, Float, Int
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """A batch of questions, ready for prefill."""
+
+    prefix: Int[Tensor, " p"]
+    visual: Float[Tensor, "i n d"]
+    kept: Int[Tensor, "i n"]
+    """Where each visual token stood among the unreduced ones."""
+    suffix: Int[Tensor, "q m"]
+    lengths: Int[Tensor, " q"]
+    """Real tokens of each suffix."""
+    image: Int[Tensor, " q"]
+    """The image that each question is about."""
+
+
+class Decoder:
+    """Prefill and decoding of one LLaVA's language model under one reduction plan."""
+
+    def __init__(self, model: Any, plan: Plan, reduction: Reduction, visual_tokens: int) -> None:
+        self.llama = model.model.language_model
+        self.head = model.lm_head
+        self.plan, self.reduction, self.visual_tokens = plan, reduction, visual_tokens
+        attention = self.llama.layers[0].self_attn
+        self.head_dim: int = attention.head_dim
+        self.kv_heads: int = attention.k_proj.out_features // self.head_dim
+        self.grouped = attention.q_proj.out_features != attention.k_proj.out_features
+        self.first_joint = next((i for i, n in enumerate(plan.decoder_drops) if n), len(plan.decoder_drops))
+        self.packed = reduction.positions == "packed"
+
+    def new_cache(self, prompts: Prompts, new_tokens: int) -> KVCache:
+        base = tuple(len(prompts.prefix) + n for n in self.plan.decoder_visual_lengths)
+        rows, longest = prompts.suffix.shape
+        visual = prompts.visual
+        return KVCache(rows, self.kv_heads, self.head_dim, base, longest + new_tokens, visual.device, visual.dtype)
+
+    def prefill(self, prompts: Prompts, cache: KVCache) -> Float[Tensor, "q v"]:
+        """Fill the cache and return the logits behind each question's last token."""
+        suffix = self.llama.embed_tokens(prompts.suffix)
+        shared = self._embed_images(prompts)
+        positions = self._positions(prompts.kept, len(prompts.prefix), suffix.shape[1])
+        split = self.first_joint if len(prompts.visual) < len(prompts.suffix) else 0
+        joint = None
+        for index, layer in enumerate(self.llama.layers):
+            if index < split:
+                shared, suffix = self._shared_layer(index, layer, shared, suffix, positions, prompts, cache)
+                continue
+            if joint is None:
+                joint = torch.cat([shared.index_select(0, prompts.image), suffix], 1)
+                positions = positions.index_select(0, prompts.image)
+            joint, positions = self._joint_layer(index, layer, joint, positions, prompts, cache)
+        hidden = suffix if joint is None else joint[:, -suffix.shape[1] :]
+        last = (prompts.lengths - 1).view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
+        return self.head(self.llama.norm(hidden.gather(1, last)))[:, 0]
+
+    def step(self, tokens: Int[Tensor, " q"], own: Int[Tensor, " q"], longest: int, cache: KVCache) -> Tensor:
+        """Feed one token per row, behind its `own` text tokens (at most `longest` - 1), and return the next logits."""
+        hidden = self.llama.embed_tokens(tokens).unsqueeze(1)
+        masks = cache.visible(own + 1, longest)
+        turns: dict[int, tuple[Tensor, Tensor]] = {}
+        for index, layer in enumerate(self.llama.layers):
+            base = cache.base[index]
+            before = base if self.packed else base - self.plan.decoder_visual_lengths[index] + self.visual_tokens
+            if before not in turns:
+                turns[before] = self._rotation(hidden, (own + before).unsqueeze(1))
+            queries, keys, values = self._project(layer, hidden, turns[before])
+            cache.append(index, own, keys, values)
+            hidden = self._attend(layer, hidden, queries, *cache.view(index, longest), mask=masks[base])
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        return self.head(self.llama.norm(hidden))[:, 0]
+
+    def _embed_images(self, prompts: Prompts) -> Float[Tensor, "i t d"]:
+        prefix = self.llama.embed_tokens(prompts.prefix).to(prompts.visual.dtype)
+        return torch.cat([prefix.expand(len(prompts.visual), -1, -1), prompts.visual], 1)
+
+    def _positions(self, kept: Int[Tensor, "i n"], prefix: int, suffix: int) -> Int[Tensor, "i t"]:
+        count = kept.shape[1]
+        visual = torch.arange(count, device=kept.device).expand_as(kept) if self.packed else kept
+        start = prefix + (count if self.packed else self.visual_tokens)
+        before = torch.arange(prefix, device=kept.device).expand(len(kept), -1)
+        after = torch.arange(start, start + suffix, device=kept.device).expand(len(kept), -1)
+        return torch.cat([before, prefix + visual, after], 1)
+
+    def _rotation(self, hidden: Tensor, positions: Int[Tensor, "b t"]) -> tuple[Tensor, Tensor]:
+        cos, sin = self.llama.rotary_emb(hidden, positions)
+        return cos.unsqueeze(1), sin.unsqueeze(1)
+
+    def _project(
+        self, layer: Any, hidden: Float[Tensor, "b t d"], rotation: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rotated queries, rotated keys and values, heads apart."""
+        normed = layer.input_layernorm(hidden)
+        attention = layer.self_attn
+        queries, keys, values = (
+            project(normed).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        return _rotate(queries, *rotation), _rotate(keys, *rotation), values
+
+    def _attend(
+        self,
+        layer: Any,
+        hidden: Float[Tensor, "b t d"],
+        queries: Float[Tensor, "b h t e"],
+        keys: Float[Tensor, "b g k e"],
+        values: Float[Tensor, "b g k e"],
+        mask: Bool[Tensor, "... t k"] | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        """Return the attention residual; without a mask, queries and keys are the same tokens and it is causal."""
+        mixed = F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped
+        )
+        return hidden + layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2))
+
+    def _joint_layer(
+        self, index: int, layer: Any, hidden: Tensor, positions: Tensor, prompts: Prompts, cache: KVCache
+    ) -> tuple[Float[Tensor, "q u d"], Int[Tensor, "q u"]]:
+        """One layer over whole prompts, with its reduction between attention and MLP where the plan has one."""
+        queries, keys, values = self._project(layer, hidden, self._rotation(hidden, positions))
+        cache.put(index, 0, keys, values)
+        hidden = self._attend(layer, hidden, queries, keys, values)
+        drop = self.plan.decoder_drops[index]
+        if drop:
+            hidden, positions = self._reduce(hidden, positions, queries, keys, drop, prompts, index)
+        return hidden + layer.mlp(layer.post_attention_layernorm(hidden)), positions
+
+    def _reduce(
+        self, hidden: Tensor, positions: Tensor, queries: Tensor, keys: Tensor, drop: int, prompts: Prompts, index: int
+    ) -> tuple[Tensor, Tensor]:
+        start = len(prompts.prefix)
+        end = start + self.plan.decoder_visual_lengths[index]
+        words = torch.arange(prompts.suffix.shape[1], device=hidden.device) < prompts.lengths.unsqueeze(1)
+        block = VisualBlock(queries[:, :, start:end], queries[:, :, end:], keys, text=words)
+        visual, kept = reduce_block(hidden[:, start:end], block, drop, self.reduction)
+        reduced = torch.cat([hidden[:, :start], visual, hidden[:, end:]], 1)
+        if self.packed:
+            return reduced, positions[:, : positions.shape[1] - drop]
+        left = positions[:, start:end].gather(1, kept)
+        return reduced, torch.cat([positions[:, :start], left, positions[:, end:]], 1)
+
+    def _shared_layer(
+        self,
+        index: int,
+        layer: Any,
+        shared: Float[Tensor, "i t d"],
+        suffix: Float[Tensor, "q m d"],
+        positions: Int[Tensor, "i u"],
+        prompts: Prompts,
+        cache: KVCache,
+    ) -> tuple[Float[Tensor, "i t d"], Float[Tensor, "q m d"]]:
+        """One layer, once per image over text and image, and once per question over its own text."""
+        t, m = shared.shape[1], suffix.shape[1]
+        queries, keys, values = self._project(layer, shared, self._rotation(shared, positions[:, :t]))
+        cache.put(index, 0, keys.index_select(0, prompts.image), values.index_select(0, prompts.image))
+        if index + 1 < len(self.llama.layers):
+            shared = self._attend(layer, shared, queries, keys, values)
+            shared = shared + layer.mlp(layer.post_attention_layernorm(shared))
+        turned = self._rotation(suffix, positions[:1, t:])
+        queries, keys, values = self._project(layer, suffix, turned)
+        cache.put(index, t, keys, values)
+        mask = torch.ones(m, t + m, dtype=torch.bool, device=suffix.device).tril(t)
+        suffix = self._attend(layer, suffix, queries, *cache.view(index, m), mask=mask)
+        return shared, suffix + layer.mlp(layer.post_attention_layernorm(suffix))
+
+
+def _rotate(states: Float[Tensor, "b h t e"], cos: Tensor, sin: Tensor) -> Float[Tensor, "b h t e"]:
+    """Rotary position embedding (Su et al. 2021), LLaMA's half-split form."""
+    first, second = states.chunk(2, -1)
+    return states * cos + torch.cat([-second, first], -1) * sin
+
+
+def pad_suffixes(suffixes: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return suffixes padded on the right (q, m) and their lengths (q). What pads is never looked at."""
+    longest = max(map(len, suffixes))
+    padded = torch.tensor([[*s, *[0] * (longest - len(s))] for s in suffixes], device=device)
+    return padded, torch.tensor([len(s) for s in suffixes], device=device)

@@ -1,0 +1,62 @@
+"""Keys and values of one batch: a buffer per decoder layer, allocated once at the length that layer will need."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reduction.tensors import Bool, Float, Int
+
+
+class KVCache:
+    """Per layer l: `base[l]` entries that every row has (text before the image, visual tokens), then each row's own
+    text, written over its padding by what it generates, so that a row's entries are always its first ones.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        kv_heads: int,
+        head_dim: int,
+        base: tuple[int, ...],
+        room: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.base, self.room = base, room
+        # Zeros, not whatever lay there: a masked entry has weight 0, but 0 times an old NaN would still be NaN.
+        self.keys = [torch.zeros(rows, kv_heads, n + room, head_dim, device=device, dtype=dtype) for n in base]
+        self.values = [torch.zeros_like(keys) for keys in self.keys]
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in [*self.keys, *self.values])
+
+    def put(self, layer: int, start: int, keys: Float[Tensor, "b g n d"], values: Float[Tensor, "b g n d"]) -> None:
+        """Write keys and values of all rows from entry `start` on."""
+        end = start + keys.shape[2]
+        self.keys[layer][:, :, start:end] = keys
+        self.values[layer][:, :, start:end] = values
+
+    def append(
+        self, layer: int, own: Int[Tensor, " b"], keys: Float[Tensor, "b g 1 d"], values: Float[Tensor, "b g 1 d"]
+    ) -> None:
+        """Write one token per row behind its `own` text tokens."""
+        index = (own + self.base[layer]).view(-1, 1, 1, 1).expand_as(keys)
+        self.keys[layer].scatter_(2, index, keys)
+        self.values[layer].scatter_(2, index, values)
+
+    def view(self, layer: int, longest: int) -> tuple[Float[Tensor, "b g n d"], Float[Tensor, "b g n d"]]:
+        """Keys and values of a layer, cut behind the row with the most text."""
+        end = self.base[layer] + longest
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def visible(self, own: Int[Tensor, " b"], longest: int) -> dict[int, Bool[Tensor, "b 1 1 n"]]:
+        """Which entries are a row's own, per distinct `base` (layers of equal length share a mask)."""
+        column = torch.arange(max(self.base) + longest, device=own.device)
+        return {n: (column[: n + longest] < (own + n).unsqueeze(1))[:, None, None] for n in set(self.base)}
+
+    def keep_rows(self, rows: Int[Tensor, " r"]) -> None:
+        """Drop all other rows."""
+        self.keys = [keys.index_select(0, rows) for keys in self.keys]
+        self.values = [values.index_select(0, rows) for values in self.values]

@@ -1,0 +1,157 @@
+"""One loaded LLaVA with its reduction, tokenizer and image transform: batches of pictures in, answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.batching import Asked, Picture
+from pipeline.checkpoint import load_checkpoint
+from pipeline.engine import Engine, OutOfDeviceMemoryError, Request
+from pipeline.generation import Generation, GenerationSettings
+from pipeline.images import Aspect, ImageTransform
+from pipeline.prompts import PromptFormat
+from pipeline.records import Answer, Rejection
+from pipeline.scoring import score
+from reduction.flops import Flops, count_image, count_text, decode, kv_bytes, prefill_prefix, prefill_suffix
+from reduction.settings import Reduction
+
+MOST_ROWS = {"cpu": 16, "cuda": 64}
+SHARE_FOR_CACHE = 0.4
+"""Of the memory that is free after loading; the rest is for activations."""
+
+
+@dataclass(frozen=True)
+class ReplicaSettings:
+    """What a replica needs to know; must pickle. Options as in `RunConfig`."""
+
+    model: str
+    reduction: str = "dense"
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int | None = None
+    image_aspect: Aspect = "pad"
+    system_prompt: str | None = None
+    metric: str = "none"
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+
+
+class Replica:
+    """Loads the model on construction. Raises UserError or ReductionError where that cannot work."""
+
+    def __init__(self, settings: ReplicaSettings) -> None:
+        self.settings = settings
+        self.transform = ImageTransform.from_folder(settings.model, settings.image_aspect)
+        checkpoint = load_checkpoint(settings.model, settings.device, settings.dtype)
+        self.tokenizer = checkpoint.tokenizer
+        self.engine = Engine(
+            checkpoint.model,
+            Reduction.parse(settings.reduction),
+            mean=self.transform.mean,
+            std=self.transform.std,
+            stop_tokens=checkpoint.stop_tokens,
+            settings=settings.generation,
+        )
+        config = checkpoint.model.config
+        room = config.text_config.max_position_embeddings - settings.generation.max_new_tokens
+        self.prompts = PromptFormat(
+            self.tokenizer,
+            config.image_token_id,
+            settings.system_prompt,
+            max_text_tokens=room - self.engine.shape.vision.visual_tokens,
+        )
+        self.prefix = self.prompts.encode("").prefix_ids
+        self.batch_size = settings.batch_size or self._fitting_rows()
+
+    def describe(self) -> dict[str, Any]:
+        """What is worth knowing of a running replica."""
+        engine = self.engine
+        device = torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else "cpu"
+        return {
+            "device": device,
+            "dtype": str(engine.dtype).removeprefix("torch."),
+            "batch_size": self.batch_size,
+            "visual_tokens": engine.plan.visual_tokens_left,
+            "parameters": sum(p.numel() for p in engine.model.parameters()),
+        }
+
+    def answer(self, batch: Sequence[Picture]) -> list[tuple[tuple[int, int], Answer | Rejection, Flops]]:
+        """Answer a batch; a question that does not fit the device's memory even alone is rejected."""
+        images = torch.from_numpy(np.stack([picture.pixels for picture in batch]))
+        asked = [(index, one) for index, picture in enumerate(batch) for one in picture.asked]
+        requests = [Request(index, one.prompt.suffix_ids, _name(one)) for index, one in asked]
+        try:
+            generations = self.engine.answer(images, self.prefix, requests)
+        except OutOfDeviceMemoryError as error:
+            if len(asked) == 1:
+                return [(asked[0][1].order, rejection(asked[0][1], "model", str(error)), Flops())]
+            return [row for index, one in asked for row in self.answer([Picture(batch[index].pixels, [one])])]
+        shared = any(len(picture.asked) > 1 for picture in batch)
+        rows: list[tuple[tuple[int, int], Answer | Rejection, Flops]] = []
+        for (index, one), generation in zip(asked, generations, strict=True):
+            flops = self._flops(one, generation, len(batch[index].asked), shared)
+            rows.append((one.order, self._row(one, generation, flops), flops))
+        return rows
+
+    def _row(self, one: Asked, generation: Generation, flops: Flops) -> Answer:
+        text = self.tokenizer.decode(generation.tokens, skip_special_tokens=True).strip()
+        question = one.question
+        return Answer(
+            shard=one.sample.shard,
+            key=one.sample.key,
+            question_index=question.index,
+            question_id=question.id,
+            question=question.text,
+            answer=text,
+            references=question.references,
+            correct=score(self.settings.metric, text, question.references, question.text),
+            kind=question.kind,
+            finish_reason=generation.finish_reason,
+            prompt_tokens=one.prompt.text_tokens,
+            visual_tokens=self.engine.plan.visual_tokens_left,
+            generated_tokens=generation.generated_tokens,
+            mean_logprob=generation.mean_logprob,
+            flops=flops.total,
+            meta=one.sample.meta,
+        )
+
+    def _flops(self, one: Asked, generation: Generation, questions: int, shared: bool) -> Flops:
+        """What an answer cost: its share of the image's, and its own.
+
+        Where questions share their image's keys (not under a reduction in the decoder, whose layers before the first
+        drop alone are shared; there it is counted as if nothing were), so is the prefill of text and image before.
+        """
+        shape, plan, text = self.engine.shape, self.engine.plan, one.prompt.text_tokens
+        image = count_image(shape, plan, self.engine.reduction).shared_by(questions)
+        if not shared or plan.reduces_language:
+            prefix, new = len(self.prefix), generation.generated_tokens
+            return image + count_text(shape, plan, prefix, text, new, self.engine.reduction)
+        before = sum(prefill_prefix(shape, plan, len(self.prefix)).values()) / questions
+        own = sum(prefill_suffix(shape, plan, len(self.prefix), len(one.prompt.suffix_ids)).values())
+        steps = sum(decode(shape, plan, text, generation.generated_tokens).values())
+        return image + Flops(prefill=before + own, decode=float(steps))
+
+    def _fitting_rows(self) -> int:
+        """Choose a batch size whose keys and values fit; running out of memory still halves it."""
+        device = self.engine.device
+        most = MOST_ROWS.get(device.type, 16)
+        if device.type != "cuda":
+            return most
+        free, _ = torch.cuda.mem_get_info(device)
+        new = self.settings.generation.max_new_tokens
+        row = kv_bytes(self.engine.shape, self.engine.plan, 256, new, self.engine.dtype.itemsize)
+        return max(1, min(most, int(SHARE_FOR_CACHE * free / row)))
+
+
+def rejection(one: Asked, stage: str, reason: str) -> Rejection:
+    """The quarantine row of a question."""
+    question = one.question
+    return Rejection(one.sample.shard, one.sample.key, stage, reason, question.index, question.id, question.text)
+
+
+def _name(one: Asked) -> str:
+    return f"{one.sample.shard}/{one.sample.key}/{one.question.index}"

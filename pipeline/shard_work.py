@@ -1,0 +1,103 @@
+"""One shard end to end: read, answer, commit. Plain Python: the fleet calls it, and so can a test."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.batching import plan_batches
+from pipeline.commit import commit_shard
+from pipeline.limits import ReadLimits
+from pipeline.preparation import Preparation, Window
+from pipeline.records import FLOP_PARTS, Answer, Rejection, ShardRef, ShardReport
+from pipeline.replica import Replica, ReplicaSettings
+from pipeline.storage import open_output
+
+WINDOW_BATCHES = 8
+"""Batches planned together: enough that prompts of like length meet, few enough that pictures fit in memory."""
+MOST_PICTURES = 256
+
+Place = tuple[int, int]
+
+
+class ShardWorker:
+    """A replica that answers whole shards and commits them to an output."""
+
+    def __init__(
+        self,
+        replica: ReplicaSettings,
+        output: str,
+        provenance: Mapping[str, str] | None = None,
+        prompt: str | None = None,
+        limits: ReadLimits | None = None,
+        image_threads: int | None = None,
+    ) -> None:
+        self.replica = Replica(replica)
+        self.output = open_output(output)
+        self.provenance = dict(provenance or {})
+        self.preparation = Preparation(
+            self.replica.transform,
+            self.replica.prompts,
+            prompt=prompt,
+            limits=limits,
+            window=min(MOST_PICTURES, WINDOW_BATCHES * self.replica.batch_size),
+            threads=image_threads or max(2, (os.cpu_count() or 2) // 2),
+        )
+        self._answered = 0
+
+    def describe(self) -> dict[str, Any]:
+        return self.replica.describe()
+
+    def pulse(self) -> int:
+        """A number that changes as work gets on."""
+        return self._answered
+
+    def work(self, ref: ShardRef) -> ShardReport:
+        """Answer every question of a shard, write its parts and then its report, and return the report.
+
+        Raises:
+            StorageError: the shard cannot be read, or the output not be written, now.
+        """
+        began = time.perf_counter()
+        report = ShardReport(ref.name, ref.url, ref.fingerprint)
+        self.replica.engine.stopwatch.seconds.clear()
+        answers: dict[Place, Answer] = {}
+        rejections: list[tuple[Place, Rejection]] = []
+        for window in self.preparation.windows(ref, ref.take):
+            self._answer(window, answers, rejections, report)
+            for stage, seconds in window.seconds.items():
+                report.seconds[stage] += seconds
+            if window.end is not None:
+                report.samples = window.end.samples
+                report.incomplete = None if window.end.complete else window.end.incomplete_reason
+        for stage, seconds in self.replica.engine.stopwatch.seconds.items():
+            report.seconds[stage] += seconds
+        report.wall_seconds = time.perf_counter() - began
+        rejections.sort(key=lambda row: row[0])
+        return commit_shard(
+            self.output,
+            report,
+            [answers[place] for place in sorted(answers)],
+            [row for _, row in rejections],
+            self.provenance,
+        )
+
+    def _answer(
+        self,
+        window: Window,
+        answers: dict[Place, Answer],
+        rejections: list[tuple[Place, Rejection]],
+        report: ShardReport,
+    ) -> None:
+        rejections += window.rejections
+        for batch in plan_batches(window.pictures, self.replica.batch_size):
+            for place, row, flops in self.replica.answer(batch):
+                if isinstance(row, Answer):
+                    answers[place] = row
+                else:
+                    rejections.append((place, row))
+                for part in FLOP_PARTS:
+                    report.flops[part] += getattr(flops, part)
+                self._answered += 1
