@@ -78,11 +78,11 @@ def prepare(output: Output, config: Mapping[str, Any], overwrite: bool = False) 
     """
     output.check_writable()
     earlier = read_run(output)
-    if overwrite and earlier is not None:
-        remove_run(output)
-        earlier = None
     if earlier is None:
         _refuse_foreign(output)
+    elif overwrite:
+        remove_run(output)
+        earlier = None
     else:
         _refuse_other_run(output, earlier, config)
     folder = RunFolder(output, run_fingerprint(config), dict(config), resumed=earlier is not None)
