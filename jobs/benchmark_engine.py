@@ -1,0 +1,205 @@
+"""Time the engine under several reductions in one run, without Ray, MLflow or webdataset.
+
+    python jobs/benchmark_engine.py --model-shape llava-1.5-7b --layers 4 --settings dense,ficoco-v:64,ficoco-l:64
+
+Settings alternate within each repeat, so that a noisy machine favours none. Weights are random at the true shape, or a
+checkpoint's. The last line on stdout is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import Tensor
+
+from pipeline.checkpoint import choose_device, choose_dtype, load_checkpoint
+from pipeline.engine import Engine, Request
+from pipeline.engine_timing import Timing, Work, realised_shares, report, run_once
+from pipeline.generation import GenerationSettings
+from pipeline.machine_speed import copy_gigabytes_per_second, hardware, matmul_tflops, synchronise
+from pipeline.random_model import random_llava, shape_config
+from reduction.settings import Reduction, ReductionError
+from reduction.shapes import NAMED
+
+MEAN, STD = (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)
+PREFIX_TOKENS = 5
+FIRST_WORD = 10
+"""Special tokens have lower ids, or the last ones."""
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model-shape", required=True, help=f"{', '.join(NAMED)}, demo, or a checkpoint")
+    parser.add_argument("--settings", default="dense,ficoco-v:64,ficoco-l:64,ficoco-vl:64")
+    parser.add_argument("--batch-size", type=int, default=8, help="questions answered together")
+    parser.add_argument("--text-tokens", type=int, default=60)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--questions-per-image", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--layers", type=int, help="run only so many decoder layers of a named shape")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--baseline", choices=["hf"], help="also time plain `model.generate`")
+    parser.add_argument("--json", type=Path, help="write the result there too")
+    args = parser.parse_args(arguments)
+    if args.batch_size % args.questions_per_image:
+        parser.error(f"--batch-size {args.batch_size} must be a multiple of --questions-per-image")
+    if args.text_tokens <= PREFIX_TOKENS:
+        parser.error(f"--text-tokens must be more than {PREFIX_TOKENS}, which stand before the image")
+    return args
+
+
+def split_settings(text: str) -> list[str]:
+    """Split at commas, but not inside a setting: `ficoco-v:64,epsilon=0.9,dense` is two settings."""
+    return re.split(r",(?![a-z_]+=)", text)
+
+
+def load_model(args: argparse.Namespace) -> Any:
+    device = choose_device(args.device)
+    if args.model_shape not in NAMED:
+        folder = "infra/demo/model" if args.model_shape == "demo" else args.model_shape
+        if args.model_shape == "demo":
+            folder = str(Path(__file__).resolve().parent.parent / folder)
+        return load_checkpoint(folder, args.device, args.dtype).model
+    shape = NAMED[args.model_shape]
+    dtype = choose_dtype(args.dtype, device, shape.decoder.width)
+    return random_llava(shape_config(shape, args.layers), device, dtype)
+
+
+def make_work(model: Any, args: argparse.Namespace) -> Work:
+    generator = torch.Generator().manual_seed(0)
+    side, vocabulary = model.config.vision_config.image_size, model.config.text_config.vocab_size
+    count = args.batch_size // args.questions_per_image
+    images = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=generator)
+    ids = torch.randint(FIRST_WORD, vocabulary - 100, (args.batch_size, args.text_tokens), generator=generator).tolist()
+    suffixes = [tuple(row[PREFIX_TOKENS:]) for row in ids]
+    requests = tuple(Request(i // args.questions_per_image, s) for i, s in enumerate(suffixes))
+    return Work(images, tuple(ids[0][:PREFIX_TOKENS]), requests, args.new_tokens)
+
+
+def time_settings(model: Any, work: Work, args: argparse.Namespace) -> tuple[list[Engine], list[Timing], list[float]]:
+    """Return engines, their timings, and the seconds of plain `generate` where it is asked for."""
+    settings = split_settings(args.settings)
+    generation = GenerationSettings(max_new_tokens=args.new_tokens)
+    engines = [
+        Engine(model, Reduction.parse(text), mean=MEAN, std=STD, stop_tokens=frozenset(), settings=generation)
+        for text in settings
+    ]
+    timings = [Timing(text) for text in settings]
+    baseline: list[float] = []
+    for repeat in range(args.repeats + 1):
+        for engine, timing in zip(engines, timings, strict=True):
+            run_once(engine, work, timing if repeat else None)
+        if args.baseline:
+            seconds = time_generate(model, work, engines[0])
+            baseline += [seconds] if repeat else []
+        print(f"repeat {repeat} of {args.repeats}" if repeat else "warmed up", file=sys.stderr, flush=True)
+    return engines, timings, baseline
+
+
+@torch.inference_mode()
+def time_generate(model: Any, work: Work, engine: Engine) -> float:
+    """Return the seconds that plain transformers takes for the same work, one encoding per question as it does."""
+    visual = [model.config.image_token_id] * engine.shape.vision.visual_tokens
+    ids = torch.tensor([[*work.prefix, *visual, *request.suffix] for request in work.requests], device=engine.device)
+    order = torch.tensor([request.image for request in work.requests])
+    synchronise(engine.device)
+    began = time.perf_counter()
+    pixels: Tensor = work.images[order].to(engine.device).permute(0, 3, 1, 2).float() / 255
+    pixels = ((pixels - engine.mean) / engine.std).to(engine.dtype)
+    model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        pixel_values=pixels,
+        do_sample=False,
+        max_new_tokens=work.new_tokens,
+        min_new_tokens=work.new_tokens,
+        pad_token_id=0,
+    )
+    synchronise(engine.device)
+    return time.perf_counter() - began
+
+
+def commit() -> str:
+    """Return the commit that runs, with a mark where files differ from it."""
+    call = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def print_table(results: list[dict[str, Any]], baseline: float | None) -> None:
+    head = "setting|vision s|prefill s|decode s/token|reduction|images/s|answers/s|TFLOP/s|of peak|GB/s|of copy"
+    rows = [[*head.split("|"), "realised", "peak MB", "KV MB"]]
+    for r in results:
+        s, realised = r["seconds"], r["realised_share"]
+        rows.append(
+            [
+                r["setting"],
+                f"{s['vision']:.3f}",
+                f"{s['prefill']:.3f}",
+                f"{s['decode_per_token']:.4f}",
+                f"{r['reduction_share']:.1%}",
+                f"{r['images_per_second']:.2f}",
+                f"{r['answers_per_second']:.2f}",
+                f"{r['vision_prefill_tflops']:.2f}",
+                f"{r['share_of_matmul_peak']:.0%}",
+                f"{r['decode_gigabytes_per_second']:.1f}",
+                f"{r['share_of_copy_bandwidth']:.0%}",
+                "-" if realised is None else f"{realised:.2f}",
+                f"{r['peak_megabytes']:.0f}",
+                f"{r['kv_megabytes']:.0f}",
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    if baseline is not None:
+        print(f"plain transformers generate: {baseline:.3f} s for the same work")
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        model = load_model(args)
+        work = make_work(model, args)
+        engines, timings, baseline = time_settings(model, work, args)
+    except (ReductionError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    device, dtype = engines[0].device, engines[0].dtype
+    peak, bandwidth = matmul_tflops(device, dtype), copy_gigabytes_per_second(device)
+    results = [report(e, work, t, peak, bandwidth) for e, t in zip(engines, timings, strict=True)]
+    realised_shares(results)
+    hf = statistics.median(baseline) if baseline else None
+    for result in results:
+        result["speed_over_generate"] = hf and hf / result["seconds"]["total"]
+    print_table(results, hf)
+    configuration = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    whole = {
+        "hardware": hardware(device) | {"matmul_tflops": peak, "copy_gigabytes_per_second": bandwidth},
+        "commit": commit(),
+        "configuration": configuration | {"dtype": str(dtype).removeprefix("torch."), "decoder_slice": args.layers},
+        "settings": results,
+        "baseline_generate_seconds": hf,
+    }
+    if args.json:
+        args.json.write_text(json.dumps(whole, indent=1) + "\n")
+    print(json.dumps(whole))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""What this machine can do at best, to hold an engine's figures against: matrix products and memory."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
+    """Return the shortest time of `work` after one warm-up."""
+    work()
+    best = float("inf")
+    for _ in range(repeats):
+        synchronise(device)
+        began = time.perf_counter()
+        work()
+        synchronise(device)
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the best TFLOP/s (10^12, 2 per multiply-add) of a matrix product over some large sizes."""
+    sizes = (4096, 8192) if device.type == "cuda" else (1024, 2048)
+    best = 0.0
+    for n in sizes:
+        a, b = torch.randn(n, n, device=device, dtype=dtype), torch.randn(n, n, device=device, dtype=dtype)
+        out = torch.empty(n, n, device=device, dtype=dtype)
+        best = max(best, 2 * n**3 / seconds_of(partial(torch.mm, a, b, out=out), device) / 1e12)
+    return best
+
+
+def copy_gigabytes_per_second(device: torch.device) -> float:
+    """Return the bandwidth of a copy, bytes read and bytes written together, in 10^9 bytes per second."""
+    count = 2**30 if device.type == "cuda" else 2**28
+    source = torch.zeros(count, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * count / seconds_of(lambda: target.copy_(source), device) / 1e9
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """Return what a result must carry: processor or GPU, threads, versions."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    units = [name for name in ("amx_bf16", "avx512_bf16") if name in flags]
+    return (
+        f"{names[0] if names else platform.processor() or platform.machine()} ({', '.join(units) or 'no bf16 units'})"
+    )
