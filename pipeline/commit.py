@@ -6,6 +6,7 @@ again, byte for byte; after it, only files that no report names can be left over
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -30,7 +31,7 @@ def commit_shard(
     scores of the report are taken from the rows, so that they cannot differ from them.
 
     Returns:
-        The report as committed.
+        The report as committed; the time that the parts took is added to its `write` and wall seconds.
 
     Raises:
         StorageError: full, read-only or unreachable storage; the shard is then not done.
@@ -42,6 +43,7 @@ def commit_shard(
         # The old report must not stand over parts of the new content, not even for a moment.
         ledger.retract(report.shard, report.url)
     fault_point("before-data-part")
+    began = time.perf_counter()
     parts = []
     if answers:
         parts.append(write_part(output, data_path(stem), answers, ANSWER_SCHEMA, provenance))
@@ -49,7 +51,13 @@ def commit_shard(
     if rejections:
         parts.append(write_part(output, quarantine_path(stem), rejections, QUARANTINE_SCHEMA, provenance))
     fault_point("after-quarantine-part")
-    committed = replace(counted(report, answers, rejections), parts=parts)
+    writing = time.perf_counter() - began
+    committed = replace(
+        counted(report, answers, rejections),
+        parts=parts,
+        seconds={**report.seconds, "write": report.seconds.get("write", 0.0) + writing},
+        wall_seconds=report.wall_seconds + writing,
+    )
     _finish(ledger, committed, {data_path(stem), quarantine_path(stem), *_paths(before)})
     return committed
 

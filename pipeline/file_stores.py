@@ -23,7 +23,7 @@ S3_OPTIONS: dict[str, Any] = {
         "retries": {"mode": "standard", "max_attempts": 8},
         "connect_timeout": 10,
         "read_timeout": 30,
-    }
+    },
 }
 """botocore repeats 500, 502, 503, 504, throttling answers and silence, with exponential backoff up to 20 s a time."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,9 @@ MOST_REASONS = 50
 """Kinds of quarantine reasons listed; the rest is summed up as `other`."""
 FROM_ROWS = ("answers", "quarantined", "scored", "correct", "prompt_tokens", "generated_tokens")
 """Totals recounted from the rows; the others are summed over the reports."""
+
+LOCAL_WORKERS, REMOTE_WORKERS = 2, 16
+"""Shards read at the same time; as many parts are in memory."""
 
 QuestionsOf = Callable[[ShardRef], Iterable[Identity]]
 """Reads a shard again and gives (key, question index) of everything in it."""
@@ -109,14 +113,8 @@ def _audit_shards(
     named: set[str] = set()
     seen: set[str] = set()
     names: Counter[str] = Counter()
-    paths = [file.path for file in output.list("ledger") if file.path.endswith(".json")]
-    for path, content in output.read_many(paths):
-        try:
-            report = decode_report(content)
-        except ValueError as error:
-            result.findings.append(f"{path}: {error}")
-            continue
-        audit = audit_shard(output, report, fingerprint)
+    for audit in _audits(output, fingerprint, result):
+        report = audit.report
         _add(audit, result)
         named.update(str(part["path"]) for part in report.parts)
         seen.add(shard_id(report.url))
@@ -130,6 +128,25 @@ def _audit_shards(
         for url in expected.keys() - seen:
             result.findings.append(f"{expected[url].name}: in the input and not in the ledger ({url})")
     return named
+
+
+def _audits(output: Output, fingerprint: str | None, result: Verification) -> Iterator[ShardAudit]:
+    """The audit of every readable report, in the ledger's order, a few shards read at the same time."""
+    workers = REMOTE_WORKERS if output.local_root is None else LOCAL_WORKERS
+    paths = [file.path for file in output.list("ledger") if file.path.endswith(".json")]
+    under_way: deque[Future[ShardAudit]] = deque()
+    with ThreadPoolExecutor(workers, "verify") as pool:
+        for path, content in output.read_many(paths):
+            try:
+                report = decode_report(content)
+            except ValueError as error:
+                result.findings.append(f"{path}: {error}")
+                continue
+            under_way.append(pool.submit(audit_shard, output, report, fingerprint))
+            if len(under_way) > workers:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
 
 
 def _compare_with_shard(audit: ShardAudit, ref: ShardRef, questions_of: QuestionsOf | None) -> Iterable[str]:

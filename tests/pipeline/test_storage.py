@@ -21,8 +21,14 @@ from werkzeug.serving import make_server
 from werkzeug.wsgi import get_input_stream
 
 from pipeline import file_stores
+from pipeline.commit import commit_shard
+from pipeline.driver_lock import DriverLock
 from pipeline.errors import UserError
+from pipeline.ledger import Ledger
+from pipeline.run_folder import prepare
 from pipeline.storage import Output, StorageError, open_output
+from pipeline.verification import verify
+from tests.pipeline.output_rows import CONFIG, answer, report
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
@@ -202,6 +208,22 @@ def test_storage_that_stays_down_is_one_sentence(s3: str, flaky: Flaky, monkeypa
     ):
         open_output(s3).put_atomic("data/part.parquet", b"1")
     assert flaky.asked >= 2
+
+
+def test_a_run_on_s3_is_committed_locked_and_verified(s3: str) -> None:
+    output = open_output(s3)
+    with DriverLock(output):
+        with pytest.raises(UserError, match="another run is writing to s3://"):
+            DriverLock(output).acquire()
+        folder = prepare(output, CONFIG)
+        for number in range(8):
+            name = f"{number:05d}.tar"
+            commit_shard(output, report(name), [answer(n, name) for n in range(3)], [], folder.provenance)
+        scan = Ledger(output).scan()
+        assert (scan.totals.shards, scan.totals.answers) == (8, 24)
+        folder.succeed(scan.totals)
+    assert verify(output).findings == []
+    assert "driver.lock" not in {file.path for file in output.list()}
 
 
 def test_credentials_in_the_url_are_not_shown() -> None:
