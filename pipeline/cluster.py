@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipeline.records import ShardRef
@@ -61,3 +62,17 @@ class Cluster(Protocol):
     def result(self, call: Call) -> Any:
         """A call's answer; raises ShardFailed or ReplicaLost."""
         ...
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """How a replica's process makes its worker.
+
+    The worker offers `work(ref) -> ShardReport` and `describe() -> dict`, and may offer `pulse() -> int`, called from
+    another thread, which changes as a shard gets on.
+    """
+
+    factory: str
+    """`module:callable`."""
+    arguments: Mapping[str, Any]
+    """Keyword arguments of the callable; must pickle."""

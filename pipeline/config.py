@@ -8,6 +8,7 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.prompts import VICUNA_SYSTEM_PROMPT
 from pipeline.scoring import METRICS
 from reduction.methods import METHODS
 from reduction.notation import check_keep
@@ -156,9 +157,19 @@ class RunConfig:
             raise UserError(f"--reduction {text} needs --keep-tokens: a count such as 64, or a share such as 11%")
         return Reduction.parse(text if self.split is None else f"{text},split={self.split}")
 
+    @property
+    def system_text(self) -> str | None:
+        """What stands before the conversation."""
+        return VICUNA_SYSTEM_PROMPT if self.system_prompt == "vicuna" else self.system_prompt
+
     def as_dict(self) -> dict[str, Any]:
-        """JSON values, with the reduction in its full notation."""
-        plain = {**asdict(self), "input": list(self.input), "reduction": str(self.parsed_reduction)}
+        """JSON values, with the reduction in its full notation and the system prompt in full."""
+        plain = {
+            **asdict(self),
+            "input": list(self.input),
+            "reduction": str(self.parsed_reduction),
+            "system_prompt": self.system_text,
+        }
         return {name: value for name, value in plain.items() if name not in ("keep_tokens", "split")}
 
 

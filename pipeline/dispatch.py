@@ -67,6 +67,7 @@ class _Replica:
     state: Literal["placing", "starting", "idle", "working"]
     changed: float
     """When its pulse last changed, or its state."""
+    launched: float = field(default_factory=time.monotonic)
     pulse: Call = None
     next_pulse: float = 0.0
     beat: Any = None
@@ -185,11 +186,10 @@ class Dispatcher:
 
     def _answered(self, replica: _Replica, answer: Any) -> Iterator[Event]:
         now = time.monotonic()
-        began, replica.changed = replica.changed, now
-        replica.call, replica.state = None, "idle"
+        replica.call, replica.state, replica.changed = None, "idle", now
         if replica.lease is None:
             replica.description, self._failed_starts = answer, 0
-            yield ReplicaStarted(answer, now - began)
+            yield ReplicaStarted(answer, now - replica.launched)
             return
         self.queue.finish(replica.lease)
         answer.attempts = replica.lease.attempt

@@ -6,40 +6,25 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import ActorUnschedulableError, NodeDiedError, RayActorError, RayError, RayTaskError
 
-from pipeline.cluster import Call, ReplicaLost, RunStopped, ShardFailed
+from pipeline.cluster import Call, Cluster, ReplicaLost, ShardFailed, WorkerSpec
+from pipeline.config import RunConfig
 from pipeline.errors import UserError
-from pipeline.placement import Machine, Share
+from pipeline.placement import Machine, Share, share_of
+from pipeline.places import inside_ray_job
 from pipeline.records import ShardRef, ShardReport
 
 ROOT = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 100 * 2**20
 """For a Ray that is started here: shards are read by the replicas, so the object store carries reports only."""
 LONGEST_REASON = 500
-RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray in the entry point of a submitted job, together with the job's runtime environment."""
-
-
-@dataclass(frozen=True)
-class WorkerSpec:
-    """How a replica's process makes its worker.
-
-    The worker offers `work(ref) -> ShardReport` and `describe() -> dict`, and may offer `pulse() -> int`, called from
-    another thread, which changes as a shard gets on.
-    """
-
-    factory: str
-    """`module:callable`."""
-    arguments: Mapping[str, Any]
-    """Keyword arguments of the callable; must pickle."""
 
 
 class _ReplicaActor:
@@ -172,9 +157,16 @@ def machines() -> list[Machine]:
     return [Machine(offer.get("CPU", 0.0), offer.get("GPU", 0.0)) for offer in offers]
 
 
-def inside_ray_job() -> bool:
-    """Whether this process is the entry point of `ray job submit`."""
-    return RAY_JOB_VARIABLE in os.environ
+@contextmanager
+def ray_cluster(config: RunConfig, spec: WorkerSpec) -> Iterator[Cluster]:
+    """Connect to Ray and decide what share of a machine a replica gets.
+
+    Raises:
+        UserError: no Ray to connect to, or no machine in it has what one replica needs.
+    """
+    with connected():
+        share = share_of(machines(), config.device, config.replicas, config.cpus_per_replica, config.gpus_per_replica)
+        yield RayCluster(spec, share)
 
 
 @contextmanager
@@ -213,13 +205,3 @@ def _connect() -> None:
         # The workers are children of this process: they find the program where it lies.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
-
-
-__all__ = [
-    "RayCluster",
-    "RunStopped",
-    "WorkerSpec",
-    "connected",
-    "inside_ray_job",
-    "machines",
-]

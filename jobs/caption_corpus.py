@@ -1,0 +1,37 @@
+"""Annotate a corpus: `python jobs/caption_corpus.py --input SHARDS --output DIR --model MODEL [...]`; see `--help`.
+
+Runs with no Ray there, on a cluster (`RAY_ADDRESS`), and under `ray job submit --working-dir .`. Progress goes to
+stderr; the last line on stdout is one JSON object. Exit status: 0 every shard is committed and every question is
+accounted for; 1 something is left to do; 2 the command cannot be carried out; 128 + n stopped by signal n.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pipeline.command_line import parse_command
+from pipeline.errors import UserError
+from pipeline.job import real_parts, run
+from pipeline.places import inside_ray_job, located
+from reduction.errors import ReductionError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        config = located(parse_command(arguments), inside_ray_job())
+        result = run(config, real_parts())
+    except (UserError, ReductionError) as error:
+        print(f"caption_corpus: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(result.summary), flush=True)
+    return result.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""The annotation job: from a configuration to an output in which every question is accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.answer_sample import answer_sample
+from pipeline.cluster import Cluster, WorkerSpec
+from pipeline.commit import sweep
+from pipeline.config import RunConfig
+from pipeline.driver_lock import DriverLock
+from pipeline.first_samples import first_samples
+from pipeline.ledger import Ledger, LedgerScan
+from pipeline.listing import list_shards
+from pipeline.meter import Meter
+from pipeline.metrics_log import MetricsLog
+from pipeline.progress import Progress
+from pipeline.records import ShardRef
+from pipeline.run_folder import METRICS_PATH, RunFolder, prepare
+from pipeline.shard_loop import Ending, ShardLoop
+from pipeline.storage import Output, StorageError, open_output
+from pipeline.totals import Totals
+from pipeline.tracked_run import about_run
+from pipeline.tracking import Tracker
+from pipeline.verification import verify
+
+ClusterFactory = Callable[[RunConfig, WorkerSpec], AbstractContextManager[Cluster]]
+SpecFactory = Callable[[RunConfig, RunFolder], WorkerSpec]
+FINDINGS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class JobParts:
+    """What the job is put together from; tests put in lighter ones."""
+
+    check_model: Callable[[RunConfig], str]
+    """The model's digest; raises UserError or ReductionError where the run cannot work."""
+    worker_spec: SpecFactory
+    cluster: ClusterFactory
+
+
+@dataclass(frozen=True)
+class JobResult:
+    exit_code: int
+    summary: dict[str, Any]
+    """The job's last line on stdout."""
+
+
+def run(config: RunConfig, parts: JobParts) -> JobResult:
+    """Annotate what is not annotated yet. `config` has absolute paths (`places.located`).
+
+    Raises:
+        UserError, ReductionError: the run cannot work; nothing has been done.
+    """
+    settings = {**config.as_dict(), "model_digest": parts.check_model(config)}
+    output = open_output(config.output)
+    with DriverLock(output) as lock:
+        scan = LedgerScan() if config.overwrite else Ledger(output).scan()
+        refs = first_samples(list_shards(config.input, scan.known_names), config.limit)
+        folder = prepare(output, settings, config.overwrite)
+        return _Job(config, parts, folder, refs, scan, lock).run()
+
+
+class _Job:
+    """One start of a run, once it is clear that it can work."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        parts: JobParts,
+        folder: RunFolder,
+        refs: list[ShardRef],
+        scan: LedgerScan,
+        lock: DriverLock,
+    ) -> None:
+        self.config, self.parts, self.folder, self.refs, self.scan, self.lock = config, parts, folder, refs, scan, lock
+        self.output: Output = folder.output
+        self.meter = Meter(scan.totals, len(refs))
+        self.progress = Progress(self.meter, config.log_every)
+        self.log = MetricsLog(self.output)
+        self.tracker = Tracker(
+            config.tracking_uri,
+            about_run(config, folder, refs),
+            run_id=folder.mlflow_run_id,
+            logged=self.log.lines,
+            on_run=self._remember_tracking_run,
+            warn=self.progress.say,
+        )
+
+    def run(self) -> JobResult:
+        ending, totals = Ending(1, "stopped by an error"), self.meter.whole
+        try:
+            ending = self._work(self._pending())
+            self.progress.close()
+            if ending.exit_code == 0:
+                totals, ending = self._verified()
+            if ending.exit_code == 0:
+                self.folder.succeed(totals)
+            elif ending.reason:
+                done = f"{self.meter.whole.shards} of {len(self.refs)} shards are done"
+                self.progress.say(f"{ending.reason}; {done}, run the same command again to continue")
+            self.log.flush()
+        finally:
+            # Also on the way out of an error: the tracking run must not seem to go on.
+            table = answer_sample(self.output) if ending.exit_code == 0 else {}
+            self.tracker.close(ending.tracking_status, table)
+        return JobResult(ending.exit_code, self._summary(totals, ending))
+
+    def _pending(self) -> list[ShardRef]:
+        pending = self.scan.pending(self.refs)
+        for sentence in self.scan.damaged:
+            self.progress.say(f"{sentence}; the shard is done again")
+        if self.folder.resumed:
+            self.progress.say(f"continuing: {len(self.refs) - len(pending)} of {len(self.refs)} shards are done")
+        return pending
+
+    def _work(self, pending: list[ShardRef]) -> Ending:
+        if not pending:
+            return Ending()
+        self.folder.reopen()
+        spec = self.parts.worker_spec(self.config, self.folder)
+        with self.parts.cluster(self.config, spec) as cluster:
+            loop = ShardLoop(self.config, cluster, self.meter, self.progress, self._record, self.lock.lost)
+            return loop.run(pending)
+
+    def _record(self) -> None:
+        """Metrics are for looking at: an output that does not take them now must not stop the shards."""
+        try:
+            self.tracker.log(self.log.append(self.meter.metrics()))
+        except (OSError, StorageError) as error:
+            self.progress.say(f"{METRICS_PATH} cannot be written now: {error}")
+
+    def _remember_tracking_run(self, run_id: str) -> None:
+        if run_id != self.folder.mlflow_run_id:
+            self.folder.set_mlflow_run(run_id)
+
+    def _verified(self) -> tuple[Totals, Ending]:
+        """Recount the whole output; no replica is writing any more."""
+        scan = Ledger(self.output).scan()
+        sweep(self.output, scan.entries.values())
+        result = verify(self.output, self.refs, finished=False)
+        for finding in result.findings[:FINDINGS_SHOWN]:
+            self.progress.say(f"not in order: {finding}")
+        if result.findings:
+            return result.totals, Ending(1, f"{len(result.findings)} things are not in order in the output")
+        if not result.totals.reconciled:
+            return result.totals, Ending(1, "questions are not answers and quarantined together")
+        return result.totals, Ending()
+
+    def _summary(self, totals: Totals, ending: Ending) -> dict[str, Any]:
+        return {
+            **self.meter.summary(totals),
+            "output": self.output.url,
+            "mlflow_run_id": self.tracker.run_id or self.folder.mlflow_run_id,
+            "complete": ending.exit_code == 0,
+            "shards_listed": len(self.refs),
+            "failed_shards": {one.ref.name: one.reason for one in ending.failed},
+        }
+
+
+def real_parts() -> JobParts:
+    """LLaVA replicas on Ray. Imported here, so that a wrong command line is answered before torch and Ray are there."""
+    from pipeline.fleet import ray_cluster
+    from pipeline.model_check import check_model
+    from pipeline.worker_spec import worker_spec
+
+    return JobParts(lambda config: check_model(config.model, config.parsed_reduction), worker_spec, ray_cluster)

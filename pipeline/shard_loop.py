@@ -1,0 +1,121 @@
+"""The driver's work while shards are under way: count, show, track, and stop when it must."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pipeline.cluster import Cluster, RunStopped
+from pipeline.config import RunConfig
+from pipeline.dispatch import Dispatcher, DispatchSettings, Event, ReplicaReplaced, ReplicaStarted
+from pipeline.leases import FailedShard
+from pipeline.meter import Meter
+from pipeline.progress import Progress
+from pipeline.records import ShardRef, ShardReport
+from pipeline.shutdown import Shutdown
+
+FEWEST_FOR_SHARE = 100
+"""A share of quarantined questions is taken of at least this many, so that one bad image at the start stops nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ended."""
+
+    exit_code: int = 0
+    reason: str = ""
+    """Why it is not complete; empty when it is."""
+    failed: tuple[FailedShard, ...] = ()
+
+    @property
+    def tracking_status(self) -> str:
+        return "FINISHED" if self.exit_code == 0 else "KILLED" if self.exit_code > 128 else "FAILED"
+
+
+class ShardLoop:
+    """Runs shards on a cluster.
+
+    Args:
+        record: called every `config.log_every` seconds and at the end, to track the meter.
+        lock_lost: set when another driver has taken the output over.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        cluster: Cluster,
+        meter: Meter,
+        progress: Progress,
+        record: Callable[[], None],
+        lock_lost: threading.Event,
+    ) -> None:
+        self.config, self.cluster, self.meter, self.progress = config, cluster, meter, progress
+        self._record, self._lock_lost = record, lock_lost
+        self._shutdown = Shutdown()
+        self._failed: list[FailedShard] = []
+        self._next_record = config.log_every
+
+    def run(self, pending: Sequence[ShardRef]) -> Ending:
+        """Until all shards are done or the run cannot go on; never raises for what happens to shards."""
+        settings = DispatchSettings(
+            replicas=self.config.replicas,
+            max_attempts=self.config.max_attempts,
+            lease_timeout=self.config.lease_timeout,
+            start_timeout=self.config.start_timeout,
+            stop_grace=self.config.stop_grace,
+        )
+        dispatcher = Dispatcher(self.cluster, pending, settings, self._stopping)
+        try:
+            with self._shutdown.listening():
+                for event in dispatcher.run():
+                    self._handle(event)
+        except RunStopped as stopped:
+            return Ending(1, str(stopped), tuple(self._failed))
+        except KeyboardInterrupt:
+            return Ending(130, "stopped at once", tuple(self._failed))
+        finally:
+            self._record()
+        return self._ending()
+
+    def _stopping(self) -> bool:
+        return self._shutdown.requested() or self._lock_lost.is_set() or self._too_many_quarantined()
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case ShardReport():
+                self.meter.add(event)
+                if event.incomplete:
+                    self.progress.say(f"{event.shard} is not whole: {event.incomplete}")
+            case FailedShard():
+                self._failed.append(event)
+                self.progress.say(f"{event.ref.name} is given up after {event.attempts} attempts: {event.reason}")
+            case ReplicaStarted():
+                self.meter.ready()
+                told = ", ".join(f"{name} {value}" for name, value in event.description.items() if name != "node_id")
+                self.progress.say(f"replica ready in {event.seconds:.1f} s ({told})")
+            case ReplicaReplaced():
+                self.progress.say(f"replica {event.description.get('pid', '')} is replaced: {event.reason}")
+        self.progress.show()
+        if self.meter.elapsed >= self._next_record:
+            self._next_record = self.meter.elapsed + self.config.log_every
+            self._record()
+
+    def _too_many_quarantined(self) -> bool:
+        most, whole = self.config.max_quarantined, self.meter.whole
+        if isinstance(most, float):
+            return whole.quarantined > most * max(whole.questions, FEWEST_FOR_SHARE)
+        return most is not None and whole.quarantined > most
+
+    def _ending(self) -> Ending:
+        failed = tuple(self._failed)
+        if self._shutdown.signal is not None:
+            return Ending(self._shutdown.exit_code, f"stopped by {self._shutdown.signal.name}", failed)
+        if self._lock_lost.is_set():
+            return Ending(1, "another run has taken over this output, so this one stopped", failed)
+        if self._too_many_quarantined():
+            whole = self.meter.whole
+            return Ending(1, f"{whole.quarantined} of {whole.questions} questions are quarantined: too many", failed)
+        if failed:
+            return Ending(1, f"{len(failed)} shards were given up, the first with: {failed[0].reason}", failed)
+        return Ending()

@@ -1,0 +1,36 @@
+"""A run's configuration -> what a replica's process must be told."""
+
+from __future__ import annotations
+
+from pipeline.cluster import WorkerSpec
+from pipeline.config import RunConfig
+from pipeline.generation import GenerationSettings
+from pipeline.replica import ReplicaSettings
+from pipeline.run_folder import RunFolder
+
+
+def worker_spec(config: RunConfig, folder: RunFolder) -> WorkerSpec:
+    """The worker that answers shards with a LLaVA and commits them to the run's output."""
+    replica = ReplicaSettings(
+        model=config.model,
+        reduction=str(config.parsed_reduction),
+        device=config.device,
+        dtype=config.dtype,
+        batch_size=config.batch_size,
+        image_aspect="crop" if config.image_aspect == "crop" else "pad",
+        system_prompt=config.system_text,
+        metric=config.metric,
+        generation=GenerationSettings(
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            seed=config.seed,
+        ),
+    )
+    arguments = {
+        "replica": replica,
+        "output": config.output,
+        "provenance": folder.provenance,
+        "prompt": config.prompt,
+    }
+    return WorkerSpec("pipeline.shard_work:ShardWorker", arguments)
