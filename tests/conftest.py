@@ -8,7 +8,11 @@ from jaxtyping import install_import_hook
 CHECKED = ("attention", "compress", "correlate", "filter", "grid", "language", "layout", "vision")
 """The modules of `reduction` that take tensors; the others check their values themselves, with better sentences."""
 
-HOOK = install_import_hook([f"reduction.{name}" for name in CHECKED], "beartype.beartype")
+ENGINE = ("decoder", "engine", "generation", "kv_cache")
+
+HOOK = install_import_hook(
+    [*(f"reduction.{name}" for name in CHECKED), *(f"pipeline.{name}" for name in ENGINE)], "beartype.beartype"
+)
 """Stays installed for the whole session: the modules are imported under it wherever they are first used."""
 
 settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
