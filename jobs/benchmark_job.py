@@ -1,0 +1,148 @@
+"""Hold the whole path of a shard (tar, JPEG, prompts, engine, Parquet) against the engine alone, in one run.
+
+    python jobs/benchmark_job.py --model infra/demo/model --reduction ficoco-v:64 --images 256 --side 500
+
+Both do the same questions with the same batches and alternate, so that a noisy machine favours neither. Also measures
+the image and text path without a model, and whether memory grows with the number of samples. The last line on stdout
+is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import statistics
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipeline.batching import Picture, plan_batches
+from pipeline.errors import UserError
+from pipeline.generation import GenerationSettings
+from pipeline.machine_speed import hardware
+from pipeline.records import ShardRef
+from pipeline.replica import ReplicaSettings
+from pipeline.shard_work import ShardWorker
+from reduction.settings import ReductionError
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="hub id or checkpoint folder")
+    parser.add_argument("--reduction", default="ficoco-v:64")
+    parser.add_argument("--images", type=int, default=256, help="in the shard, one question each")
+    parser.add_argument("--side", type=int, default=500, help="longer side of the JPEGs, pixels")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--max-new-tokens", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    return parser.parse_args(arguments)
+
+
+def photograph(rng: np.random.Generator, side: int) -> bytes:
+    """Return a JPEG with the spectrum of a photograph (smooth shapes and some grain), 4:3."""
+    height = side * 3 // 4
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((side, height), Image.Resampling.BICUBIC), np.float32)
+    pixels = np.clip(smooth + rng.normal(0, 8, smooth.shape), 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def write_shard(path: Path, images: int, side: int) -> ShardRef:
+    rng = np.random.default_rng(0)
+    pool = [photograph(rng, side) for _ in range(min(images, 32))]
+    with tarfile.open(path, "w") as archive:
+        for index in range(images):
+            words = " ".join(["thing"] * int(rng.integers(1, 12)))
+            question = json.dumps({"question": f"What {words} is on the left?"}).encode()
+            for extension, content in (("jpg", pool[index % len(pool)]), ("json", question)):
+                member = tarfile.TarInfo(f"{index:06d}.{extension}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return ShardRef(path.name, str(path), path.stat().st_size, "benchmark")
+
+
+def prepared(worker: ShardWorker, ref: ShardRef) -> tuple[list[list[Picture]], float]:
+    """Return the shard's batches, and the seconds that reading, decoding and tokenising took without a model."""
+    began = time.perf_counter()
+    windows = [window.pictures for window in worker.preparation.windows(ref)]
+    seconds = time.perf_counter() - began
+    return [batch for window in windows for batch in plan_batches(window, worker.replica.batch_size)], seconds
+
+
+def resident_megabytes() -> float:
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1000 for line in lines if line.startswith("VmRSS")), 0.0)
+
+
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    settings = ReplicaSettings(
+        args.model,
+        args.reduction,
+        args.device,
+        args.dtype,
+        args.batch_size,
+        generation=GenerationSettings(max_new_tokens=args.max_new_tokens),
+    )
+    worker = ShardWorker(settings, str(folder / "out"))
+    ref = write_shard(folder / "00000.tar", args.images, args.side)
+    batches, _ = prepared(worker, ref)
+    worker.replica.answer(batches[0])
+    alone: list[float] = []
+    whole: list[float] = []
+    paths: list[float] = []
+    memory: list[float] = []
+    for repeat in range(args.repeats):
+        paths.append(prepared(worker, ref)[1])
+        began = time.perf_counter()
+        for batch in batches:
+            worker.replica.answer(batch)
+        alone.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        worker.work(ref)
+        whole.append(time.perf_counter() - began)
+        memory.append(resident_megabytes())
+        print(f"repeat {repeat + 1}: engine {alone[-1]:.2f} s, shard {whole[-1]:.2f} s", file=sys.stderr, flush=True)
+    return {
+        "engine_images_per_second": args.images / statistics.median(alone),
+        "shard_images_per_second": args.images / statistics.median(whole),
+        "ratio": statistics.median(a / w for a, w in zip(alone, whole, strict=True)),
+        "path_without_model_images_per_second": args.images / statistics.median(paths),
+        "resident_megabytes": memory,
+        "hardware": hardware(worker.replica.engine.device),
+        "replica": worker.describe(),
+        "configuration": vars(args),
+    }
+
+
+def main() -> None:
+    args = parse_arguments()
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            result = measure(args, Path(folder))
+        except (UserError, ReductionError) as error:
+            sys.exit(f"error: {error}")
+    for name in ("engine_images_per_second", "shard_images_per_second", "ratio"):
+        print(f"{name}: {result[name]:.3f}")
+    print(f"image and text path without a model: {result['path_without_model_images_per_second']:.0f} images/s")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
