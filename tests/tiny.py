@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -29,12 +29,12 @@ def tiny_config(
     heads: int = 4,
     kv_heads: int = 2,
     feature_layer: int | list[int] = -2,
-    strategy: str = "default",
+    strategy: Literal["default", "full"] = "default",
     tower: str = "clip",
     **extra: Any,
 ) -> LlavaConfig:
     """A LLaVA with `grid` x `grid` patches; `kv_heads` below `heads` gives grouped keys and values."""
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": vision_layers,
@@ -80,11 +80,13 @@ def tiny_llava(seed: int = 0, *, dtype: torch.dtype = torch.float32, **sizes: An
             elif parameter.ndim == 1:
                 parameter.data += 0.1 * torch.randn_like(parameter)
     # An embedding is looked up, not multiplied: its entries have the scale of the features themselves.
-    torch.nn.init.normal_(model.get_input_embeddings().weight, std=1.0, generator=torch.Generator().manual_seed(seed))
+    embeddings = model.model.language_model.embed_tokens.weight
+    torch.nn.init.normal_(embeddings, std=1.0, generator=torch.Generator().manual_seed(seed))
     model.generation_config.pad_token_id = PAD_TOKEN
     model.generation_config.bos_token_id = BOS_TOKEN
     model.generation_config.eos_token_id = EOS_TOKEN
-    return model.to(dtype).eval()
+    torch.nn.Module.to(model, dtype=dtype)
+    return model.eval()
 
 
 def tiny_images(batch: int, *, seed: int = 0, grid: int = 4, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -44,9 +44,7 @@ def test_short_names_mean_the_methods_own_place() -> None:
     assert Reduction.parse("ficoco-v:64, start=3, layers=2") == Reduction(
         "ficoco-v", 64, vision_start=3, vision_layers=2
     )
-    assert Reduction.parse("ficoco-l:11%,start=3,lambda=0.5") == Reduction(
-        "ficoco-l", "11%", language_start=3, lam=0.5
-    )
+    assert Reduction.parse("ficoco-l:11%,start=3,lambda=0.5") == Reduction("ficoco-l", "11%", language_start=3, lam=0.5)
 
 
 @pytest.mark.parametrize(
