@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 
 from braceexpand import braceexpand
 
@@ -74,15 +75,15 @@ def _exists(location: str) -> bool:
 
 
 def _expanded(text: str) -> list[str]:
+    sizes = (abs(int(last) - int(first)) + 1 for first, last in re.findall(r"\{(\d{1,18})\.\.(\d{1,18})", text))
+    if math.prod(sizes) > _MAX_SHARDS:
+        raise UserError(f"{redact(text)} names more than {_MAX_SHARDS} shards: give a smaller range")
     try:
-        expanded = list(islice(braceexpand(text, escape=False), _MAX_SHARDS + 1))
+        return list(braceexpand(text, escape=False))
     except ValueError as error:
         raise UserError(
             f"the braces in {redact(text)} do not match ({error}): write {{00000..00003}} or {{a,b}}"
         ) from None
-    if len(expanded) > _MAX_SHARDS:
-        raise UserError(f"{redact(text)} names more than {_MAX_SHARDS} shards: give a smaller range")
-    return expanded
 
 
 def _stat_singles(found: list[Found]) -> list[Found]:

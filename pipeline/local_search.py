@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.locations import SHARD_SUFFIXES, is_shard_name, local_path, parts
+from pipeline.locations import SHARD_SUFFIXES, is_shard_name, local_path
 from pipeline.search import Found
 
 
@@ -23,10 +23,10 @@ def search_local(location: str, wildcard: bool) -> Iterator[Found]:
         matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
         shards = [Path(match) for match in matches if is_shard_name(match)]
         yield from _required(location, _stat_all(shards, _fixed_parts(path)))
-    elif path.is_dir():
-        yield from _required(location, _stat_all(sorted(_walk(path)), len(parts(str(path)))))
+    elif _is_folder(path):
+        yield from _required(location, _stat_all(sorted(_walk(path)), len(_parts(path))))
     else:
-        yield _stat(path, len(parts(str(path))) - 1)
+        yield _stat(path, len(_parts(path)) - 1)
 
 
 def _required(location: str, found: Iterable[Found]) -> list[Found]:
@@ -39,16 +39,22 @@ def _required(location: str, found: Iterable[Found]) -> list[Found]:
 
 
 def _fixed_parts(pattern: Path) -> int:
-    fixed = 0
-    for part in parts(str(pattern)):
-        if glob.has_magic(part):
-            return fixed
-        fixed += 1
-    return fixed - 1
+    return next(index for index, part in enumerate(_parts(pattern)) if glob.has_magic(part))
+
+
+def _parts(path: Path) -> tuple[str, ...]:
+    return path.parts[1:]  # without the root: the path is absolute
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def _stat_all(paths: Iterable[Path], root: int) -> Iterator[Found]:
-    return (_stat(path, root) for path in paths if not path.is_dir())
+    return (_stat(path, root) for path in paths if not _is_folder(path))
 
 
 def _stat(path: Path, root: int) -> Found:
@@ -56,10 +62,10 @@ def _stat(path: Path, root: int) -> Found:
     try:
         status = path.stat()
     except PermissionError:
-        return Found(url, parts(url), root)  # there, and opening it will say why it cannot be read
+        return Found(url, _parts(path), root)  # there, and opening it will say why it cannot be read
     except OSError:
-        return Found(url, parts(url), root, missing=True)
-    return Found(url, parts(url), root, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+        return Found(url, _parts(path), root, missing=True)
+    return Found(url, _parts(path), root, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
 
 def _walk(folder: Path) -> Iterator[Path]:

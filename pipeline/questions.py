@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from pipeline.records import Question
@@ -155,7 +156,7 @@ def _question(item: Any, index: int, key: str) -> tuple[Question | UnreadableQue
 
 def _turns(turns: list[Any]) -> Iterator[Any]:
     """Human turns as question objects. A reply that follows no human turn answers nothing and is passed over."""
-    for turn, following in zip(turns, [*turns[1:], None], strict=True):
+    for turn, following in zip_longest(turns, turns[1:]):
         speaker = turn.get("from") if isinstance(turn, dict) else None
         if speaker in _HUMAN:
             value = turn.get("value")

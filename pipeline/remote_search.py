@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.limits import ReadLimits
 from pipeline.locations import SHARD_SUFFIXES, is_http, is_shard_name, parts, redact, without_secrets
 from pipeline.search import Found
+from pipeline.sources import as_meant
 
 _T = TypeVar("_T")
 _CONNECTIONS = 16
@@ -82,8 +83,10 @@ def _info(url: str) -> Mapping[str, Any] | None:
         filesystem.invalidate_cache()
         try:
             return filesystem.info(path)
-        except FileNotFoundError:
-            return None
+        except FileNotFoundError as error:
+            if isinstance(meant := as_meant(error), FileNotFoundError):
+                return None
+            raise meant from None
 
     return _attempt(url, look)
 

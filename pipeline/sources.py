@@ -13,9 +13,11 @@ import fsspec
 import zstandard
 
 from pipeline.limits import ReadLimits
-from pipeline.locations import is_local, local_path, redact, without_secrets
+from pipeline.locations import is_http, is_local, local_path, redact, without_secrets
 
 _BUFFER_BYTES = 2**20
+_BLOCK_BYTES = 8 * 2**20
+"""Of remote storage, per request."""
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _UNREADABLE = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip", b"7z\xbc\xaf": "7-zip"}
 
@@ -58,6 +60,19 @@ def decompressed(raw: BinaryIO) -> BinaryIO:
     return raw
 
 
+def as_meant(error: Exception) -> Exception:
+    """The error that a storage library meant: fsspec calls every failure of an HTTP server a missing file."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or not type(cause).__module__.startswith("aiohttp"):
+        return error
+    status = getattr(cause, "status", None)
+    if status in (401, 403):
+        return PermissionError(f"HTTP status {status}")
+    if status in (404, 410):
+        return error
+    return ConnectionError(f"HTTP status {status}" if status else str(cause))
+
+
 class _RetryingReader(io.RawIOBase):
     """Reads a remote file forwards; after a failure it opens the file again and goes on where it was."""
 
@@ -90,7 +105,8 @@ class _RetryingReader(io.RawIOBase):
 
     def _open(self) -> None:
         filesystem, path = fsspec.url_to_fs(self._location)
-        self._file = filesystem.open(path, "rb")
+        block = 0 if is_http(self._location) else _BLOCK_BYTES  # 0 streams: not every HTTP server gives ranges
+        self._file = filesystem.open(path, "rb", block_size=block)
         skipped = 0
         while skipped < self._position:  # a plain HTTP stream cannot seek
             skipped += len(chunk := self._file.read(min(_BUFFER_BYTES, self._position - skipped)))
@@ -106,13 +122,12 @@ class _RetryingReader(io.RawIOBase):
                 if self._file is None:
                     self._open()
                 return action()
-            except _FINAL:
-                self._drop()
-                raise
             except Exception as error:  # each storage library raises its own kinds
-                failure = error
+                failure = as_meant(error)
                 self._drop()
-        reason = without_secrets(str(failure), self._location)
+                if isinstance(failure, _FINAL):
+                    raise failure from None
+        reason = without_secrets(str(failure) or type(failure).__name__, self._location)
         raise StorageError(
             f"{redact(self._location)} could not be read in {self._limits.attempts} attempts: {reason}"
         ) from None
