@@ -24,6 +24,7 @@ from pipeline.records import ShardRef, ShardReport
 ROOT = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 100 * 2**20
 """For a Ray that is started here: shards are read by the replicas, so the object store carries reports only."""
+QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 LONGEST_REASON = 500
 
 
@@ -171,7 +172,7 @@ def ray_cluster(config: RunConfig, spec: WorkerSpec) -> Iterator[Cluster]:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Connect to the cluster in `RAY_ADDRESS`, else to one started on this machine, else start one here.
+    """Connect to the cluster in `RAY_ADDRESS`, else to the last `ray start` on this machine, else start one here.
 
     Raises:
         UserError: the cluster named in `RAY_ADDRESS` cannot be reached.
@@ -193,15 +194,27 @@ def connected() -> Iterator[None]:
 
 
 def _connect() -> None:
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _join(address)
+        return
+    try:
+        _start(None)
+    except ValueError:
+        # `ray start` was run on this machine, and Ray takes no settings for a cluster that is there already.
+        try:
+            _join(None)
+        except ConnectionError:
+            _start("local")  # it has crashed since
+
+
+def _join(address: str | None) -> None:
     # A submitted job's working directory has brought this program to the workers; elsewhere it is sent along.
     modules = {} if inside_ray_job() else {"py_modules": [str(ROOT / name) for name in ("pipeline", "reduction")]}
-    try:
-        ray.init(address=address or "auto", runtime_env=modules, **quiet)
-    except ConnectionError:
-        if address:
-            raise
-        # The workers are children of this process: they find the program where it lies.
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+    ray.init(address=address, runtime_env=modules, **QUIET)
+
+
+def _start(address: str | None) -> None:
+    # The workers are children of this process: they find the program where it lies.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    ray.init(address=address, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **QUIET)
