@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 
 SAMPLED = 65_536
 """Bytes hashed at the start of every tensor. Training or merging changes a tensor everywhere, so a prefix of each is
-enough to tell two checkpoints apart; 0.05 s for a 7B model instead of a minute for all of it."""
+enough to tell two checkpoints apart; of a 7B model tens of megabytes are read instead of 14 GB."""
 LONGEST_HEADER = 100_000_000
 """Bytes; the limit that safetensors itself sets."""
 

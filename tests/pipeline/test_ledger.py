@@ -152,6 +152,7 @@ def test_a_commit_killed_at_any_step_is_completed_by_the_next(
     monkeypatch.delenv("FICOCO_FAULT")
     output = open_output(str(killed))
     state = Ledger(output).scan()
+    assert state.damaged == []
     assert len(state.pending([ref(fingerprint="200-2")])) == (
         0 if point in ("after-report", "after-stale-parts") else 1
     )

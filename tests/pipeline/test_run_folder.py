@@ -18,7 +18,7 @@ from pipeline.commit import commit_shard
 from pipeline.driver_lock import LOCK_PATH, DriverLock
 from pipeline.errors import UserError
 from pipeline.ledger import Ledger
-from pipeline.run_folder import prepare, read_run, read_success
+from pipeline.run_folder import prepare, read_run, read_success, remove_run
 from pipeline.storage import Output, StorageError, open_output
 from tests.pipeline.output_rows import CONFIG, answer, rejection, report
 
@@ -82,6 +82,13 @@ def test_overwrite_removes_the_run_and_no_foreign_file(output: Output) -> None:
     assert not folder.resumed
     assert {file.path for file in output.list()} == {*foreign, "run.json", LOCK_PATH}
     assert Ledger(output).done() == {}
+
+
+def test_an_overwrite_cut_short_is_still_known_as_a_run(output: Output) -> None:
+    """`_SUCCESS` goes first, run.json last: whatever is left in between says what it is, and is not finished."""
+    fill(output)
+    removed = remove_run(output)
+    assert (removed[0], removed[-1], len(removed)) == ("_SUCCESS", "run.json", 5)
 
 
 def test_folders_of_unknown_origin_are_refused_even_with_overwrite(output: Output) -> None:

@@ -94,6 +94,7 @@ def test_vqa_with_a_small_panel(answer: str, references: list[str], expected: fl
         ("red, white and blue", "red white and blue"),
         ("black/white", "black white"),
         ("black / white", "black white"),
+        ("black/white / red", "blackwhite red"),
         ("two-story", "2 story"),
         ("left - right", "left right"),
         ("(left)", "left"),
