@@ -1,0 +1,174 @@
+"""The whole job with a model that repeats the question, on threads instead of Ray; also a program to be killed.
+
+`python -m tests.pipeline.echo_job SECONDS [options of caption_corpus]`: SECONDS are slept in every shard.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.cluster import ShardFailed, WorkerSpec
+from pipeline.command_line import parse_command
+from pipeline.commit import commit_shard
+from pipeline.config import RunConfig
+from pipeline.errors import UserError
+from pipeline.job import JobParts, JobResult, run
+from pipeline.places import located
+from pipeline.records import Answer, Rejection, Sample, ShardRef, ShardReport
+from pipeline.run_folder import RunFolder
+from pipeline.scoring import score
+from pipeline.shards import ShardEnd, read_shard
+from pipeline.storage import open_output
+
+
+class EchoWorker:
+    """Answers every question with itself; commits as the real worker does.
+
+    Args:
+        nap: seconds slept in every shard.
+        fail: the name of a shard that never works.
+    """
+
+    def __init__(
+        self, output: str, provenance: Mapping[str, str], prompt: str | None, metric: str, nap: float, fail: str
+    ) -> None:
+        self.output, self.provenance, self.prompt, self.metric = output, provenance, prompt, metric
+        self.nap, self.fail = nap, fail
+
+    def describe(self) -> dict[str, Any]:
+        return {"pid": 0}
+
+    def work(self, ref: ShardRef) -> ShardReport:
+        time.sleep(self.nap)
+        if ref.name == self.fail:
+            raise OSError("the storage is away")
+        report = ShardReport(ref.name, ref.url, ref.fingerprint)
+        answers: list[Answer] = []
+        rejections: list[Rejection] = []
+        keys: set[str] = set()
+        for item in read_shard(ref, self.prompt):
+            if isinstance(item, ShardEnd):
+                report.samples, report.incomplete = item.samples, item.incomplete_reason
+                break
+            keys.add(item.key)
+            if ref.take is not None and len(keys) > ref.take:
+                report.samples = ref.take
+                break
+            if isinstance(item, Rejection):
+                rejections.append(item)
+            else:
+                answers += self._answers(item)
+        report.flops["prefill"] = 1e9 * len(answers)
+        return commit_shard(open_output(self.output), report, answers, rejections, self.provenance)
+
+    def _answers(self, sample: Sample) -> Iterator[Answer]:
+        for one in sample.questions:
+            yield Answer(
+                shard=sample.shard,
+                key=sample.key,
+                question_index=one.index,
+                question_id=one.id,
+                question=one.text,
+                answer=one.text,
+                references=one.references,
+                correct=score(self.metric, one.text, one.references, one.text),
+                kind=one.kind,
+                finish_reason="stop",
+                prompt_tokens=1,
+                visual_tokens=4,
+                generated_tokens=2,
+                mean_logprob=-1.0,
+                flops=1e9,
+                meta=sample.meta,
+            )
+
+
+class ThreadReplica:
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.spec = spec
+        self.threads = ThreadPoolExecutor(1)
+        self.worker: Any = None
+
+    def start(self) -> Future[Any]:
+        def make() -> dict[str, Any]:
+            module, _, name = self.spec.factory.partition(":")
+            self.worker = getattr(importlib.import_module(module), name)(**self.spec.arguments)
+            return self.worker.describe()
+
+        return self.threads.submit(make)
+
+    def work(self, ref: ShardRef) -> Future[Any]:
+        return self.threads.submit(lambda: self.worker.work(ref))
+
+    def pulse(self) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(0)
+        return done
+
+    def kill(self) -> None:
+        self.threads.shutdown(wait=False, cancel_futures=True)
+
+
+class ThreadCluster:
+    """Replicas as threads of this process."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.spec = spec
+
+    def launch(self) -> ThreadReplica:
+        return ThreadReplica(self.spec)
+
+    def capacity(self) -> int:
+        return 2
+
+    def wait(self, calls: Sequence[Future[Any]], timeout: float) -> list[Future[Any]]:
+        return list(wait(calls, timeout, FIRST_COMPLETED).done)
+
+    def result(self, call: Future[Any]) -> Any:
+        try:
+            return call.result()
+        except Exception as error:
+            raise ShardFailed(str(error)) from error
+
+
+def echo_parts(nap: float = 0.0, fail: str = "") -> JobParts:
+    def worker_spec(config: RunConfig, folder: RunFolder) -> WorkerSpec:
+        arguments = {
+            "output": config.output,
+            "provenance": folder.provenance,
+            "prompt": config.prompt,
+            "metric": config.metric,
+            "nap": nap,
+            "fail": fail,
+        }
+        return WorkerSpec("tests.pipeline.echo_job:EchoWorker", arguments)
+
+    @contextmanager
+    def cluster(config: RunConfig, spec: WorkerSpec) -> Iterator[ThreadCluster]:
+        yield ThreadCluster(spec)
+
+    return JobParts(lambda config: f"digest of {config.model}", worker_spec, cluster)
+
+
+def run_echo(folder: Path, *more: str, nap: float = 0.0, fail: str = "") -> JobResult:
+    """Run the job on `folder/corpus` into `folder/out`, tracked in `folder/mlflow.db`."""
+    words = ["--input", f"{folder}/corpus", "--output", f"{folder}/out", "--model", "echo"]
+    words += ["--tracking-uri", f"sqlite:///{folder}/mlflow.db", *more]
+    return run(located(parse_command(words), inside_job=False), echo_parts(nap, fail))
+
+
+if __name__ == "__main__":
+    try:
+        result = run(located(parse_command(sys.argv[2:]), inside_job=False), echo_parts(float(sys.argv[1])))
+    except UserError as error:
+        sys.exit(str(error))
+    print(json.dumps(result.summary))
+    sys.exit(result.exit_code)

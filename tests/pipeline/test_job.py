@@ -1,0 +1,216 @@
+"""The job with real shards, storage, verification and tracking, and a model that repeats the question."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.errors import UserError
+from tests.pipeline.echo_job import run_echo
+from tests.pipeline.shard_bytes import JPEG, numbered, tar_bytes
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, store_in: Callable[[Path], str]) -> Path:
+    """A corpus of three shards with four samples each, and an empty tracking store."""
+    (tmp_path / "corpus").mkdir()
+    for number in range(3):
+        (tmp_path / "corpus" / f"{number:05d}.tar").write_bytes(tar_bytes(numbered(4)))
+    store_in(tmp_path)
+    return tmp_path
+
+
+def rows(folder: Path, what: str = "data") -> list[dict[str, Any]]:
+    paths = sorted((folder / "out" / what).glob("*.parquet"))
+    return [row for path in paths for row in pq.read_table(path).to_pylist()]
+
+
+def metric(folder: Path, run_id: str, name: str) -> list[tuple[int, float]]:
+    found = MlflowClient(f"sqlite:///{folder}/mlflow.db").get_metric_history(run_id, name)
+    return sorted((one.step, one.value) for one in found)
+
+
+def test_a_whole_run_says_what_it_did_everywhere(folder: Path) -> None:
+    result = run_echo(folder, "--metric", "exact")
+    summary = result.summary
+    assert result.exit_code == 0
+    assert (summary["shards"], summary["samples"], summary["questions"], summary["answers"]) == (3, 12, 12, 12)
+    assert summary["quarantined"] == 0
+    assert summary["flops_per_answer"]["prefill"] == 1e9
+    assert summary["images_per_second"] > 0
+    assert set(summary["seconds"]) >= {"total", "read", "decode_images", "vision", "prefill", "decode", "write"}
+    assert summary["output"] == str(folder / "out")
+    assert len(rows(folder)) == 12
+    out = folder / "out"
+    success, run = (json.loads((out / name).read_text()) for name in ("_SUCCESS", "run.json"))
+    assert success["answers"] == 12
+    assert run["mlflow_run_id"] == summary["mlflow_run_id"]
+    lines = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["answers"] == 12.0
+    assert metric(folder, summary["mlflow_run_id"], "answers")[-1] == (lines[-1]["step"], 12.0)
+    assert not (out / "driver.lock").exists()
+
+
+def test_a_rerun_does_nothing_again_and_gives_the_same_totals(folder: Path) -> None:
+    first = run_echo(folder)
+    before = {path: path.stat().st_mtime_ns for path in (folder / "out" / "data").iterdir()}
+    second = run_echo(folder)
+    assert second.exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in (folder / "out" / "data").iterdir()} == before
+    for name in ("shards", "samples", "answers", "flops_per_answer", "mlflow_run_id"):
+        assert second.summary[name] == first.summary[name]
+
+
+def test_shards_that_are_new_or_repaired_are_done_and_no_others(folder: Path) -> None:
+    whole = (folder / "corpus" / "00001.tar").read_bytes()
+    (folder / "corpus" / "00001.tar").write_bytes(whole[: len(whole) // 2])
+    first = run_echo(folder)
+    assert first.exit_code == 0
+    assert first.summary["quarantined"] == 1
+    (folder / "corpus" / "00001.tar").write_bytes(whole)
+    (folder / "corpus" / "00003.tar").write_bytes(tar_bytes(numbered(2)))
+    untouched = {path.name: path.stat().st_mtime_ns for path in (folder / "out" / "data").glob("0000[02]*")}
+    second = run_echo(folder)
+    assert second.exit_code == 0
+    assert (second.summary["answers"], second.summary["quarantined"]) == (14, 0)
+    assert not rows(folder, "quarantine")
+    assert {p.name: p.stat().st_mtime_ns for p in (folder / "out" / "data").glob("0000[02]*")} == untouched
+
+
+def test_another_prompt_on_the_same_output_is_refused_and_overwrite_takes_it(folder: Path) -> None:
+    run_echo(folder, "--prompt", "What is it?")
+    with pytest.raises(UserError, match=r"prompt was 'What is it\?', is now 'Why\?'"):
+        run_echo(folder, "--prompt", "Why?")
+    assert run_echo(folder, "--prompt", "Why?", "--overwrite").exit_code == 0
+
+
+def test_an_input_that_is_not_there_touches_nothing_even_with_overwrite(folder: Path) -> None:
+    run_echo(folder)
+    with pytest.raises(UserError, match="no shard"):
+        run_echo(folder, "--overwrite", "--input", f"{folder}/nowhere/*.tar")
+    assert len(rows(folder)) == 12
+
+
+def test_missing_and_unreadable_samples_are_quarantined_and_the_counts_reconcile(folder: Path) -> None:
+    odd = [("a.jpg", JPEG), ("a.json", {"questions": ["one", 5, "three"]}), ("b.json", {"question": "no picture"})]
+    (folder / "corpus" / "00002.tar").write_bytes(tar_bytes(odd))
+    result = run_echo(folder, "--input", f"{folder}/corpus/00009.tar")
+    summary = result.summary
+    assert result.exit_code == 0
+    assert (summary["shards"], summary["answers"]) == (4, 10)
+    assert summary["questions"] == summary["answers"] + summary["quarantined"]
+    assert {row["stage"] for row in rows(folder, "quarantine")} == {"open", "sample"}
+
+
+def test_a_limit_takes_the_first_samples_of_the_corpus(folder: Path) -> None:
+    result = run_echo(folder, "--limit", "6")
+    assert result.exit_code == 0
+    assert [(row["shard"], row["key"]) for row in rows(folder)] == [
+        *(("00000.tar", f"{i:04d}") for i in range(4)),
+        *(("00001.tar", f"{i:04d}") for i in range(2)),
+    ]
+    assert result.summary["shards_listed"] == 2
+
+
+def test_too_many_quarantined_questions_stop_the_run(folder: Path) -> None:
+    for number in range(3, 40):
+        (folder / "corpus" / f"{number:05d}.tar").write_bytes(tar_bytes([("a.json", {"question": "no picture"})]))
+    result = run_echo(folder, "--max-quarantined", "5", nap=0.05)
+    assert result.exit_code == 1
+    assert not result.summary["complete"]
+    assert result.summary["shards"] < 40
+    assert not (folder / "out" / "_SUCCESS").exists()
+
+
+def test_a_shard_that_is_given_up_is_named_and_done_when_it_works_again(folder: Path) -> None:
+    result = run_echo(folder, "--max-attempts", "2", fail="00001.tar")
+    assert result.exit_code == 1
+    assert result.summary["complete"] is False
+    assert result.summary["failed_shards"] == {"00001.tar": "the storage is away"}
+    assert (result.summary["shards"], result.summary["shards_listed"]) == (2, 3)
+    assert not (folder / "out" / "_SUCCESS").exists()
+    assert run_echo(folder).summary["answers"] == 12
+
+
+def test_a_tracking_store_that_is_down_costs_nothing_but_a_warning(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.tracking.RETRY_SECONDS", 0.05)
+    result = run_echo(folder, "--tracking-uri", "http://127.0.0.1:9")
+    assert result.exit_code == 0
+    assert result.summary["mlflow_run_id"] is None
+    assert "MLflow at http://127.0.0.1:9 fails" in capsys.readouterr().err
+    again = run_echo(folder)
+    assert metric(folder, again.summary["mlflow_run_id"], "answers")[-1][1] == 12.0
+
+
+def test_credentials_are_written_nowhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.tracking.RETRY_SECONDS", 0.05)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    run_echo(folder, "--tracking-uri", "http://me:planted-secret@127.0.0.1:9")
+    run_echo(folder)
+    holders = [path for path in folder.rglob("*") if path.is_file() and b"planted-secret" in path.read_bytes()]
+    assert holders == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_the_run_which_says_how_to_go_on(folder: Path, number: signal.Signals, code: int) -> None:
+    process = start_program(folder)
+    wait_for_report(folder)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert f"stopped by {number.name}" in err
+    assert "run the same command again to continue" in err
+    assert json.loads(out.splitlines()[-1])["complete"] is False
+    finish_and_compare(folder)
+
+
+def test_a_killed_driver_is_continued_at_once(folder: Path) -> None:
+    process = start_program(folder)
+    wait_for_report(folder)
+    process.kill()
+    process.wait()
+    assert (folder / "out" / "driver.lock").exists()
+    finish_and_compare(folder)
+
+
+def start_program(folder: Path) -> subprocess.Popen[str]:
+    for number in range(3, 30):
+        (folder / "corpus" / f"{number:05d}.tar").write_bytes(tar_bytes(numbered(2)))
+    words = [sys.executable, "-m", "tests.pipeline.echo_job", "0.3", "--input", f"{folder}/corpus"]
+    words += ["--output", f"{folder}/out", "--model", "echo", "--tracking-uri", f"sqlite:///{folder}/mlflow.db"]
+    return subprocess.Popen(
+        words, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ.copy()
+    )
+
+
+def wait_for_report(folder: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not list((folder / "out" / "ledger").glob("*.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def finish_and_compare(folder: Path) -> None:
+    done = len(list((folder / "out" / "ledger").glob("*.json")))
+    assert done < 30
+    assert not (folder / "out" / "_SUCCESS").exists()
+    result = run_echo(folder)
+    assert result.exit_code == 0
+    assert result.summary["answers"] == 3 * 4 + 27 * 2
+    identities = [(row["shard"], row["key"], row["question_index"]) for row in rows(folder)]
+    assert len(identities) == len(set(identities)) == result.summary["answers"]

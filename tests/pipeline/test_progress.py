@@ -1,0 +1,98 @@
+"""Lines where nobody watches, a bar on a terminal; rates and the time left."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+
+import pytest
+
+from pipeline import meter as meter_module
+from pipeline.meter import Meter
+from pipeline.progress import Progress
+from pipeline.records import ShardReport
+from pipeline.totals import Totals
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(meter_module, "time", clock)
+    return clock
+
+
+def report(samples: int = 10) -> ShardReport:
+    made = ShardReport("0.tar", "/0.tar", "", samples=samples, questions=samples, answers=samples - 1, quarantined=1)
+    made.generated_tokens = 5 * samples
+    made.flops["prefill"] = 2.0 * (samples - 1)
+    made.scored, made.correct = samples - 1, (samples - 1) / 2
+    made.scores_by_kind = {"count": (samples - 1, (samples - 1) / 2)}
+    return made
+
+
+def test_rates_are_of_this_run_and_totals_of_the_whole(clock: Clock) -> None:
+    before = Totals()
+    before.add(report(100))
+    meter = Meter(before, shards=4)
+    clock.now += 30
+    meter.ready()
+    clock.now += 5
+    meter.add(report())
+    clock.now += 60
+    metrics = meter.metrics()
+    assert metrics["images_per_second"] == 2.0
+    assert metrics["generated_tokens_per_second"] == 10.0
+    assert (metrics["samples"], metrics["answers"], metrics["quarantined"]) == (110, 108, 2)
+    assert (metrics["flops_per_answer"], metrics["flops_per_answer_prefill"]) == (2.0, 2.0)
+    assert (metrics["accuracy"], metrics["accuracy_count"]) == (0.5, 0.5)
+    assert metrics["elapsed_seconds"] == 95
+    assert meter.seconds_left == 10
+    assert before.shards == 1
+
+
+def test_nothing_done_has_no_rate_and_no_accuracy(clock: Clock) -> None:
+    meter = Meter(Totals(), shards=4)
+    assert meter.metrics()["images_per_second"] == 0.0
+    assert "accuracy" not in meter.metrics()
+    assert meter.seconds_left is None
+    assert meter.summary(meter.whole)["accuracy"] is None
+
+
+def test_lines_come_at_their_interval_where_there_is_no_terminal(clock: Clock) -> None:
+    stream = io.StringIO()
+    meter = Meter(Totals(), shards=4)
+    meter.ready()
+    progress = Progress(meter, every=1000, stream=stream)
+    progress.show()
+    clock.now += 10
+    meter.add(report())
+    progress.show()
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("shards 0/4")
+    assert "shards 1/4  images 10  1.0 images/s  answers 9  quarantined 1  accuracy 0.500  left 0:00:30" in lines[1]
+
+
+def test_a_terminal_gets_a_bar(clock: Clock) -> None:
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as stream:
+        meter = Meter(Totals(), shards=4)
+        progress = Progress(meter, every=10, stream=stream)
+        meter.add(report())
+        progress.say("a line of its own")
+        progress.close()
+    shown = os.read(master, 10_000).decode()
+    os.close(master)
+    assert "1/4" in shown
+    assert "\r" in shown
+    assert "a line of its own" in shown
