@@ -23,8 +23,11 @@ def precise(tensor: Float[Tensor, ...]) -> Float[Tensor, ...]:
 
 
 def take(tokens: Float[Tensor, "b n w"], index: Int[Tensor, "b k"]) -> Float[Tensor, "b k w"]:
-    """Row-wise selection of tokens."""
-    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+    """Tokens chosen row by row."""
+    batch, count, width = tokens.shape
+    # Whole rows of one matrix are copied several times faster on a CPU than a gather with an expanded index is.
+    rows = index + count * torch.arange(batch, device=index.device).unsqueeze(1)
+    return tokens.reshape(-1, width).index_select(0, rows.flatten()).view(batch, -1, width)
 
 
 def concatenate_heads(heads: Float[Tensor, "b h n d"]) -> Float[Tensor, "b n w"]:
@@ -47,9 +50,9 @@ def score_scale(heads: int, head_width: int) -> float:
 
 def masked_mean(tokens: Float[Tensor, "b m w"], mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b w"]:
     """Mean over the real tokens, at least float32; zero for a row that has none."""
-    dtype = torch.promote_types(tokens.dtype, torch.float32)
     if mask is None:
-        return tokens.sum(1, dtype=dtype) / max(1, tokens.shape[1])
+        return precise(tokens.mean(1) if tokens.shape[1] else tokens.sum(1))
+    dtype = torch.promote_types(tokens.dtype, torch.float32)
     weights = mask.to(dtype)
     weights = weights / weights.sum(1, keepdim=True).clamp_min(1)
     return torch.einsum("bm,bmw->bw", weights, tokens.to(dtype))

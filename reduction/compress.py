@@ -56,8 +56,8 @@ def _weighted(
     targets: Float[Tensor, "b t w"], sources: Float[Tensor, "b s w"], weights: Float[Tensor, "b s t"]
 ) -> Float[Tensor, "b t w"]:
     share = 1 / (1 + weights.sum(1).unsqueeze(-1))
-    incoming = torch.bmm(weights.transpose(1, 2).to(sources.dtype), sources)
-    return ((targets + incoming) * share).to(targets.dtype)
+    summed = torch.baddbmm(targets, weights.transpose(1, 2).to(sources.dtype), sources)
+    return summed * share.to(summed.dtype)
 
 
 Compression = Callable[

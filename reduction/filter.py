@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from reduction.attention import precise
+from reduction.attention import precise, take
 from reduction.tensors import Float, Int
 
 
@@ -21,6 +21,14 @@ class Partition(NamedTuple):
 
     kept: Int[Tensor, "b k"]
     dropped: Int[Tensor, "b s"]
+
+
+def take_both(
+    tokens: Float[Tensor, "b t w"], split: Partition, first: int = 0
+) -> tuple[Float[Tensor, "b k w"], Float[Tensor, "b s w"]]:
+    """The tokens kept and the tokens dropped, of those from `first` on, in one pass."""
+    both = take(tokens, torch.cat(split, dim=1) + first)
+    return both[:, : split.kept.shape[1]], both[:, split.kept.shape[1] :]
 
 
 def scaled(scores: Float[Tensor, "b n"], how: str) -> Float[Tensor, "b n"]:

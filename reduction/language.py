@@ -25,7 +25,7 @@ from reduction.attention import (
 )
 from reduction.compress import MERGES
 from reduction.correlate import from_scores, from_weights, mixed, through_text
-from reduction.filter import Partition, drop_highest, drop_random, drop_stride, redundancy
+from reduction.filter import Partition, drop_highest, drop_random, drop_stride, redundancy, take_both
 from reduction.settings import Reduction
 from reduction.tensors import Bool, Float, Int
 
@@ -179,11 +179,11 @@ def reduce_block(
     if n_drop == 0:
         return visual, torch.arange(visual.shape[1], device=visual.device).expand(len(visual), -1)
     split = partition_visual(block, n_drop, reduction)
-    kept = take(visual, split.kept)
     compress = reduction.stages("language")[2]
-    if compress != "prune":
-        correlation = correlate_visual(block, split, reduction)
-        kept = MERGES[compress](kept, take(visual, split.dropped), correlation, reduction.epsilon)
+    if compress == "prune":
+        return take(visual, split.kept), split.kept
+    targets, sources = take_both(visual, split)
+    kept = MERGES[compress](targets, sources, correlate_visual(block, split, reduction), reduction.epsilon)
     return kept, split.kept
 
 

@@ -16,7 +16,15 @@ from torch.nn import functional
 from reduction.attention import attention_weights, masked_mean, mean_score, raw_scores, score_scale, take
 from reduction.compress import MERGES
 from reduction.correlate import from_scores, from_weights
-from reduction.filter import Partition, drop_highest, drop_random, drop_stride, key_distinctness, redundancy
+from reduction.filter import (
+    Partition,
+    drop_highest,
+    drop_random,
+    drop_stride,
+    key_distinctness,
+    redundancy,
+    take_both,
+)
 from reduction.grid import local_penalty
 from reduction.schedule import Plan
 from reduction.settings import Reduction, ReductionError
@@ -121,11 +129,12 @@ def reduce_patches(
 ) -> tuple[Float[Tensor, "b u w"], Int[Tensor, "b k"]]:
     """One layer's reduction: the tokens that go on (CLS first where there is one) and the indices of kept patches."""
     split = partition_patches(patches, n_drop, reduction)
-    kept = take(hidden, split.kept + patches.first)
     compress = reduction.stages("vision")[2]
-    if compress != "prune":
-        sources = take(hidden, split.dropped + patches.first)
-        kept = MERGES[compress](kept, sources, correlate_patches(patches, split, reduction), reduction.epsilon)
+    if compress == "prune":
+        kept = take(hidden, split.kept + patches.first)
+    else:
+        targets, sources = take_both(hidden, split, patches.first)
+        kept = MERGES[compress](targets, sources, correlate_patches(patches, split, reduction), reduction.epsilon)
     return torch.cat([hidden[:, : patches.first], kept], dim=1), split.kept
 
 
