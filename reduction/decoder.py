@@ -48,18 +48,10 @@ def step_mask(real: Tensor, queries: int, decoder: Any, *, padded: bool) -> Tens
     return as_attention_mask((place <= own) & (real.unsqueeze(1) | (place == own)), decoder)
 
 
-def _reducing_layer(
-    layer: Any,
-    hidden: Tensor,
-    rotation: tuple[Tensor, Tensor],
-    mask: Tensor | None,
-    cache: ReducedCache | None,
-    layout: Layout,
-    count: int,
-    n_drop: int,
-    reduction: Reduction,
-) -> tuple[Tensor, Tensor]:
-    """One decoder layer with a reduction between its attention residual and its MLP; keys are cached before it."""
+def _attend(
+    layer: Any, hidden: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: ReducedCache | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer up to its attention residual: the states, and the rotated queries and keys."""
     attention = layer.self_attn
     normed = layer.input_layernorm(hidden)
     heads = (*hidden.shape[:2], -1, attention.head_dim)
@@ -79,20 +71,7 @@ def _reducing_layer(
         is_causal=mask is None,
         scale=attention.scaling,
     )
-    hidden = hidden + attention.o_proj(mixed.transpose(1, 2).flatten(2))
-    text, prefix = (layout.suffix, layout.prefix) if layout.padded else (None, None)
-    hidden, kept = reduce_visual(
-        hidden,
-        queries,
-        keys,
-        start=layout.start,
-        count=count,
-        n_drop=n_drop,
-        reduction=reduction,
-        text=text,
-        prefix=prefix,
-    )
-    return hidden + layer.mlp(layer.post_attention_layernorm(hidden)), kept
+    return hidden + attention.o_proj(mixed.transpose(1, 2).flatten(2)), queries, keys
 
 
 def prefill(
@@ -121,7 +100,19 @@ def prefill(
         if n_drop == 0:
             hidden = layer(hidden, attention_mask=mask, position_embeddings=rotation, past_key_values=cache)
             continue
-        hidden, index = _reducing_layer(layer, hidden, rotation, mask, cache, layout, count, n_drop, reduction)
+        hidden, queries, keys = _attend(layer, hidden, rotation, mask, cache)
+        hidden, index = reduce_visual(
+            hidden,
+            queries,
+            keys,
+            start=layout.start,
+            count=count,
+            n_drop=n_drop,
+            reduction=reduction,
+            text=layout.suffix if layout.padded else None,
+            prefix=layout.prefix if layout.padded else None,
+        )
+        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         kept, rotation = kept.gather(1, index), None
     return decoder.norm(hidden), kept
 
