@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 100 * 2**20
 """For a Ray that is started here: shards are read by the replicas, so the object store carries reports only."""
 QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+NICENESS = "RAY_worker_niceness"
+"""Ray runs its workers at niceness 15; here the replicas are the work, not something beside it."""
 LONGEST_REASON = 500
 
 
@@ -216,5 +218,6 @@ def _join(address: str | None) -> None:
 
 def _start(address: str | None) -> None:
     # The workers are children of this process: they find the program where it lies.
+    os.environ.setdefault(NICENESS, "0")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     ray.init(address=address, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **QUIET)
