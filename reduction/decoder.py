@@ -86,17 +86,14 @@ def prefill(
 ) -> tuple[Tensor, Tensor]:
     """The arranged prompt (b, t, w) through all layers and the last norm.
 
-    `kept` (b, n) are the visual tokens that enter, `position_ids` those of the source prompt. Returns the states left
-    and the visual tokens left.
+    `kept` (b, n) are the visual tokens that enter, `position_ids` the source's. Returns the states and tokens left.
     """
-    rotation: Any = None
-    mask: Tensor | None = None
+    rotation, mask = None, None
     for layer, n_drop in zip(decoder.layers, plan.decoder_drops, strict=True):
-        count = kept.shape[1]
         if rotation is None:
             positions = layout.positions(position_ids, kept, reduction.positions)
             rotation = decoder.rotary_emb(hidden, position_ids=positions)
-            mask = prompt_mask(layout.real(count), decoder, padded=layout.padded)
+            mask = prompt_mask(layout.real(kept.shape[1]), decoder, padded=layout.padded)
         if n_drop == 0:
             hidden = layer(hidden, attention_mask=mask, position_embeddings=rotation, past_key_values=cache)
             continue
@@ -106,7 +103,7 @@ def prefill(
             queries,
             keys,
             start=layout.start,
-            count=count,
+            count=kept.shape[1],
             n_drop=n_drop,
             reduction=reduction,
             text=layout.suffix if layout.padded else None,
