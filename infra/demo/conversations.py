@@ -28,6 +28,9 @@ BEFORE = (
 BRIEFLY = "Answer the question using a single word or phrase."
 AFTER = ("", "", f"\n{BRIEFLY}", " Be brief.")
 IGNORED = -100
+LENGTH_STEP = 32
+EXTRA = {"presence": 3, "digit": 1}
+"""What is slowest to learn is asked more often in training."""
 
 
 def texts_for_tokenizer() -> list[str]:
@@ -72,10 +75,11 @@ class Conversations:
         """Return the questions of scenes `rows` of a stream; with `vary`, the text around the image varies."""
         before = BEFORE[int(rng.integers(len(BEFORE)))] if vary else BEFORE[0]
         prefix = [self.tokenizer.bos_token_id, *self.ids(before)]
-        asked = [ask(sample_scene(stream, int(row)), rng, per_kind) for row in rows]
+        asked = [ask(sample_scene(stream, int(row)), rng, per_kind, EXTRA if vary else None) for row in rows]
         after = [[AFTER[int(rng.integers(len(AFTER)))] if vary else "" for _ in pairs] for pairs in asked]
         rows_of = [self._row(pairs, tails) for pairs, tails in zip(asked, after, strict=True)]
-        longest = max(len(row[0]) for row in rows_of)
+        # Few lengths, so that kernels made for one shape serve many steps.
+        longest = -(-max(len(row[0]) for row in rows_of) // LENGTH_STEP) * LENGTH_STEP
 
         def padded(column: int, fill: int) -> Tensor:
             return torch.tensor([row[column] + [fill] * (longest - len(row[column])) for row in rows_of])

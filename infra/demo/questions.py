@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,11 +30,13 @@ def caption(scene: Scene) -> str:
     return f"{head} and {rest} smaller shape{'s' if rest > 1 else ''}"
 
 
-def ask(scene: Scene, rng: np.random.Generator, per_kind: int = 1) -> list[Asked]:
-    """Return up to `per_kind` questions of every kind that the scene has an unambiguous answer to."""
+def ask(
+    scene: Scene, rng: np.random.Generator, per_kind: int = 1, extra: Mapping[str, int] | None = None
+) -> list[Asked]:
+    """Return up to `per_kind` questions, and `extra` ones, of every kind that has an unambiguous answer here."""
     asked: list[Asked] = []
     for kind in KINDS:
-        for _ in range(1 if kind == "caption" else per_kind):
+        for _ in range(1 if kind == "caption" else per_kind + (extra or {}).get(kind, 0)):
             one = _ASK[kind](scene, rng)
             if one is not None and one not in asked:
                 asked.append(one)
@@ -77,16 +80,26 @@ def _ask_count(scene: Scene, rng: np.random.Generator) -> Asked | None:
 
 
 def _ask_presence(scene: Scene, rng: np.random.Generator) -> Asked | None:
-    """Ask for one combination; half of the answers are yes, and most of the noes share a colour or a shape."""
-    pairs = {(o.colour, o.shape) for o in scene.objects}
+    """Ask for a shape, a colour or both; half of the answers are yes, most noes to both share one of the two."""
+    form, wanted = rng.random(), bool(rng.random() < 0.5)
     one = scene.objects[int(rng.integers(len(scene.objects)))]
+    answer = "yes" if wanted else "no"
+    if form < 0.25:
+        shape = one.shape if wanted else _absent(rng, SHAPES, {o.shape for o in scene.objects})
+        return Asked("presence", f"Is there {_article(shape)} {shape}?", answer)
+    if form < 0.5:
+        colour = one.colour if wanted else _absent(rng, COLOURS, {o.colour for o in scene.objects})
+        return Asked("presence", f"Is there {_article(colour)} {colour} shape?", answer)
+    pairs = {(o.colour, o.shape) for o in scene.objects}
     colour, shape = one.colour, one.shape
-    if rng.random() < 0.5:
-        while (colour, shape) in pairs:
-            colour = str(rng.choice(COLOURS)) if rng.random() < 0.6 else colour
-            shape = str(rng.choice(SHAPES)) if rng.random() < 0.6 else shape
-    answer = "yes" if (colour, shape) in pairs else "no"
+    while not wanted and (colour, shape) in pairs:
+        colour = str(rng.choice(COLOURS)) if rng.random() < 0.6 else colour
+        shape = str(rng.choice(SHAPES)) if rng.random() < 0.6 else shape
     return Asked("presence", f"Is there {_article(colour)} {colour} {shape}?", answer)
+
+
+def _absent(rng: np.random.Generator, names: tuple[str, ...], present: set[str]) -> str:
+    return str(rng.choice([name for name in names if name not in present]))
 
 
 def _ask_digit(scene: Scene, rng: np.random.Generator) -> Asked | None:

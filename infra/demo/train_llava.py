@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from infra.demo.conversations import Batch, Conversations, texts_for_tokenizer
@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--evaluation", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--resume", help="checkpoint of an earlier run to start from")
     parser.add_argument("--minutes", type=float, default=65)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int, default=32)
@@ -117,10 +118,16 @@ def main() -> None:
     tower.load_state_dict(torch.load(args.tower, weights_only=True))
     features = tower_features(tower.eval(), Arrays(args.data), args.data / "features.npy")
     held_out = tower_features(tower, Arrays(args.evaluation), args.evaluation / "features.npy")
-    tokenizer = build_tokenizer(texts_for_tokenizer())
+    tokenizer = (
+        PreTrainedTokenizerFast.from_pretrained(args.resume)
+        if args.resume
+        else build_tokenizer(texts_for_tokenizer())
+    )
     talk = Conversations(tokenizer)
     model = LlavaForConditionalGeneration(llava_config())
     model.model.vision_tower.load_state_dict(tower.vision.state_dict())
+    if args.resume:
+        model.load_state_dict(LlavaForConditionalGeneration.from_pretrained(args.resume).float().state_dict())
     trained = nn.ModuleList([model.model.multi_modal_projector, model.model.language_model, model.lm_head])
     clock = Clock(args.minutes, args.steps)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from typing import Any
 
 import numpy as np
 from hypothesis import given
@@ -68,6 +69,8 @@ def answer_from_picture(question: str, objects: list[tuple[str, str, int]], digi
         if match[1] == "shapes":
             return str(len(objects))
         return str(sum(word in (s, c) for s, c, _ in objects))
+    if match := re.fullmatch(r"Is there an? (\w+)( shape)?\?", question):
+        return "yes" if any(match[1] in (s, c) for s, c, _ in objects) else "no"
     if match := re.fullmatch(r"Is there an? (\w+) (\w+)\?", question):
         return "yes" if any((s, c) == (match[2], match[1]) for s, c, _ in objects) else "no"
     if match := re.fullmatch(r"What digit is on the (\w+) (\w+)\?", question):
@@ -91,7 +94,7 @@ def test_every_kind_is_asked_and_presence_is_balanced() -> None:
 
 
 def test_sizes_aspect_ratios_and_jpeg_qualities_vary() -> None:
-    pictures = [Image.open(io.BytesIO(encode_jpeg(sample_scene(EVALUATION, i)))) for i in range(60)]
+    pictures: list[Any] = [Image.open(io.BytesIO(encode_jpeg(sample_scene(EVALUATION, i)))) for i in range(60)]
     ratios = [p.width / p.height for p in pictures]
     assert min(ratios) < 0.75 < 1.33 < max(ratios)
     assert len({p.size for p in pictures}) > 50

@@ -52,7 +52,7 @@ def test_only_answers_are_learned(talk: Conversations) -> None:
     batch = talk.batch(np.arange(4), EVALUATION, np.random.default_rng(3), per_kind=2)
     for row in range(4):
         learned = batch.labels[row] != IGNORED
-        texts = talk.tokenizer.decode(batch.labels[row][learned]).split("</s>")[:-1]
+        texts = str(talk.tokenizer.decode(batch.labels[row][learned])).split("</s>")[:-1]
         assert len(texts) == len(batch.kinds[row])
         assert all("ASSISTANT" not in text and "?" not in text for text in texts)
         assert not learned[batch.pair[row] < 0].any()
@@ -94,7 +94,7 @@ def test_tower_targets_count_and_point() -> None:
     lone = torch.zeros(1, GRID * GRID, dtype=torch.long)
     lone[0, [0, 2]] = 1
     row, column = offsets(lone)
-    assert (row[0, 0], column[0, 0], row[0, 2], column[0, 2]) == (4, 5, 4, 3)
+    assert [int(row[0, 0]), int(column[0, 0]), int(row[0, 2]), int(column[0, 2])] == [4, 5, 4, 3]
     assert row[0, 1] == -100
 
 
