@@ -24,8 +24,8 @@ _EXACT_PIXELS = 24_000_000
 _LARGE = threading.Lock()
 """Large images are decoded one at a time, so that memory is bounded by one of them, not by one per thread."""
 
-# The limit on pixels is ReadLimits'; Pillow's warning at half of its own would only be noise beside it.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Said of single images, to nobody who could act on it: the limit on pixels is ReadLimits', damaged EXIF is passed over.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 _TO_UPRIGHT = {
@@ -171,6 +171,8 @@ def _exact_square(image: Image.Image, transform: ImageTransform) -> Image.Image:
 
 def _large_square(image: Image.Image, transform: ImageTransform) -> Image.Image:
     extent: Extent = image.size
+    side = max(image.size)
+    margins = ((side - image.width) // 2 / side, (side - image.height) // 2 / side)
     if image.format == "JPEG":
         scale = 2 * transform.edge / (max(extent) if transform.aspect == "pad" else min(extent))
         drafted = image.draft(None, (max(1, int(image.width * scale)), max(1, int(image.height * scale))))
@@ -179,7 +181,7 @@ def _large_square(image: Image.Image, transform: ImageTransform) -> Image.Image:
     upright = _TO_UPRIGHT.get(_orientation(image))
     image = _rgb(image)
     if transform.aspect == "pad":
-        image = padded_square(image, extent, transform.edge, transform.background, transform.resample)
+        image = padded_square(image, extent, margins, transform.edge, transform.background, transform.resample)
     else:
         image = resized_middle(image, extent, transform.edge, transform.size, transform.resample)
     image = _centre(image, transform.size)

@@ -17,18 +17,22 @@ _GAP = 3
 
 
 def padded_square(
-    image: Image.Image, extent: Extent, edge: int, background: tuple[int, int, int], resample: int
+    image: Image.Image, extent: Extent, margins: Extent, edge: int, background: tuple[int, int, int], resample: int
 ) -> Image.Image:
-    """The picture centred on a square of the background colour, resized to ``edge`` x ``edge``."""
+    """The picture on a square of the background colour, resized to ``edge`` x ``edge``.
+
+    Args:
+        margins: left and upper margin as shares of the square's side.
+    """
     image, extent = _averaged(image, extent, max(extent) / edge)
     side = max(extent)
-    left, top = (side - extent[0]) / 2, (side - extent[1]) / 2
+    left, top = margins[0] * side, margins[1] * side
     corner = math.ceil(left), math.ceil(top)
     room = [size if margin == 0 else math.ceil(side) + 2 for size, margin in zip(image.size, (left, top), strict=True)]
-    canvas = Image.new("RGB", (room[0], room[1]), background)
+    canvas = Image.new("RGB", (max(room[0], math.ceil(side)), max(room[1], math.ceil(side))), background)
     canvas.paste(image, corner)
     start = corner[0] - left, corner[1] - top
-    box = (*start, min(start[0] + side, room[0]), min(start[1] + side, room[1]))
+    box = (*start, min(start[0] + side, canvas.width), min(start[1] + side, canvas.height))
     return canvas.resize((edge, edge), resample, box=box)
 
 

@@ -75,7 +75,8 @@ class PromptFormat:
         special |= {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
         special[image_token] = image_token_id
         self._special = re.compile("|".join(map(re.escape, sorted(filter(None, special), key=len, reverse=True))))
-        self._special_ids = frozenset(special.values())
+        # A tokenizer gives the unknown token for characters it lacks: that is still text.
+        self._special_ids = frozenset(special.values()) - {tokenizer.unk_token_id}
         self._longest_token = max(map(len, tokenizer.get_vocab()))
         self._start, self._after = self._plain(start) + image_token, after
         self._prefix, empty = self._split(self._ids(self._start + after.replace("{question}", "")))
