@@ -10,10 +10,12 @@ import json
 import os
 import secrets
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from infra.demo.make_corpus import write
 from pipeline.answer_sample import answer_sample
 from pipeline.storage import open_output
 
@@ -30,11 +33,16 @@ ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("dense", "ficoco-v", "ficoco-l", "ficoco-vl")
 EXCLUDED = (".git", ".venv", "out", "tests")
 RAY_SECONDS = 120.0
+SHARDS, SCENES = 4, 24
+"""Of the demo corpus: shards, and scenes in each."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     results: dict[str, dict[str, Any]] = {}
+    if not options.corpus.exists():
+        print(f"drawing {SHARDS * SCENES} scenes to {options.corpus}", flush=True)
+        write(options.corpus, SHARDS, SCENES)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that Ray is stopped then too
     with local_ray(options.output) as environment:
         for method in options.methods:
@@ -53,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Annotate the demo corpus, dense and reduced, and compare.")
     parser.add_argument("--model", type=Path, default=ROOT / "infra/demo/model")
-    parser.add_argument("--corpus", type=Path, default=ROOT / "infra/demo/corpus")
+    parser.add_argument("--corpus", type=Path, default=ROOT / "out/demo/corpus")
     parser.add_argument("--output", type=lambda text: Path(text).absolute(), default=ROOT / "out/demo")
     parser.add_argument("--keep-tokens", default="25%", help="visual tokens left: count or share")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD")
@@ -65,14 +73,16 @@ def _parser() -> argparse.ArgumentParser:
 def local_ray(folder: Path) -> Iterator[dict[str, str]]:
     """Start a Ray head on free loopback ports; yields the environment in which it can be reached."""
     folder.mkdir(parents=True, exist_ok=True)
-    token = folder / "ray.token"
+    # A short path, as Ray puts sockets into it; its own, so that another Ray's note of where it runs stays.
+    home = Path(tempfile.mkdtemp(prefix="ray-demo-"))
+    token = home / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     gcs, dashboard, client = _free_ports(3)
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_worker_niceness": "0"}
     words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
-    words += [f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+    words += [f"--temp-dir={home}", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
     words += [
         f"--ray-client-server-port={client}",
         "--include-dashboard=true",
@@ -87,7 +97,7 @@ def local_ray(folder: Path) -> Iterator[dict[str, str]]:
     finally:
         ray.send_signal(signal.SIGTERM)
         ray.wait(60)
-        token.unlink()
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def submit(method: str, options: argparse.Namespace, environment: dict[str, str]) -> dict[str, Any]:
