@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.utils import read_ray_address
 from ray.exceptions import ActorUnschedulableError, NodeDiedError, RayActorError, RayError, RayTaskError
 
 from pipeline.cluster import Call, Cluster, ReplicaLost, ShardFailed, WorkerSpec
@@ -27,6 +29,7 @@ OBJECT_STORE_BYTES = 100 * 2**20
 QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 NICENESS = "RAY_worker_niceness"
 """Ray runs its workers at niceness 15; here the replicas are the work, not something beside it."""
+CONNECT_SECONDS = 5.0
 LONGEST_REASON = 500
 
 
@@ -196,28 +199,40 @@ def connected() -> Iterator[None]:
 
 
 def _connect() -> None:
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        _join(address)
+    named = os.environ.get("RAY_ADDRESS")
+    if named:
+        if not _reachable(named):
+            raise ConnectionError("nothing answers there")
+        _join(named)
         return
+    # Ray remembers the last `ray start` also after that cluster has crashed, and would try it for minutes.
+    last = read_ray_address()
+    if last and _reachable(last):
+        _join(last)
+    else:
+        _start()
+
+
+def _reachable(address: str) -> bool:
+    """Whether something listens at `host:port`; other kinds of address are left to Ray."""
+    host, colon, port = address.rpartition(":")
+    if "/" in address or not colon or not port.isdecimal():
+        return True
     try:
-        _start(None)
-    except ValueError:
-        # `ray start` was run on this machine, and Ray takes no settings for a cluster that is there already.
-        try:
-            _join(None)
-        except ConnectionError:
-            _start("local")  # it has crashed since
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
-def _join(address: str | None) -> None:
+def _join(address: str) -> None:
     # A submitted job's working directory has brought this program to the workers; elsewhere it is sent along.
     modules = {} if inside_ray_job() else {"py_modules": [str(ROOT / name) for name in ("pipeline", "reduction")]}
     ray.init(address=address, runtime_env=modules, **QUIET)
 
 
-def _start(address: str | None) -> None:
+def _start() -> None:
     # The workers are children of this process: they find the program where it lies.
     os.environ.setdefault(NICENESS, "0")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    ray.init(address=address, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **QUIET)
+    ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **QUIET)

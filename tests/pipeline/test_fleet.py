@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import RunStopped
+from pipeline import fleet
+from pipeline.cluster import RunStopped, WorkerSpec
 from pipeline.dispatch import Dispatcher, DispatchSettings, ReplicaReplaced, ReplicaStarted
-from pipeline.fleet import RayCluster, WorkerSpec, connected, machines
+from pipeline.errors import UserError
+from pipeline.fleet import RayCluster, connected, machines
 from pipeline.leases import FailedShard
 from pipeline.placement import Share
 from pipeline.records import ShardRef, ShardReport
@@ -24,6 +26,7 @@ FACTORY = "tests.pipeline.fleet_workers:Worker"
 def local_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setattr(fleet, "read_ray_address", lambda: None)
         with connected():
             yield
 
@@ -101,3 +104,12 @@ def test_a_hung_replica_is_replaced_and_a_slow_one_is_left_alone(tmp_path: Path)
 def test_a_replica_that_cannot_start_ends_the_run_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(RunStopped, match=r"no replica could be started in 3 tries: .*the weights are damaged"):
         list(dispatcher(tmp_path, 2, broken="the weights are damaged").run())
+
+
+def test_a_cluster_that_does_not_answer_is_one_sentence_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with (
+        pytest.raises(UserError, match=r"cannot connect to the Ray cluster 127\.0\.0\.1:9: .*RAY_AUTH_MODE"),
+        connected(),
+    ):
+        pass
