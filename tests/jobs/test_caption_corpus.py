@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -30,7 +31,7 @@ def corpus(tmp_path: Path) -> Path:
     folder = tmp_path / "corpus"
     folder.mkdir()
     for shard in range(2):
-        members: list[tuple[str, bytes | dict[str, object]]] = []
+        members: list[tuple[str, bytes | dict[str, Any]]] = []
         for index in range(3):
             picture = encoded(noise(70 + 20 * index, 60, seed=10 * shard + index), "JPEG")
             asked = {"questions": [{"question": f"What is {n}?", "answers": ["x"], "kind": "what"} for n in range(2)]}
@@ -55,8 +56,8 @@ def test_a_corpus_is_annotated_on_a_local_ray(tmp_path: Path, corpus: Path, mode
     assert all(summary["flops_per_answer"][part] > 0 for part in ("vision", "projector", "prefill", "reduction"))
     assert all(summary["seconds"][stage] > 0 for stage in ("total", "vision", "prefill", "decode"))
     assert summary["output"] == str(tmp_path / "out")
-    found = duckdb.sql(f"SELECT count(*), min(visual_tokens), max(visual_tokens) FROM '{tmp_path}/out/data/*.parquet'")
-    assert found.fetchall() == [(14, 4, 4)]
+    counted = f"SELECT count(*), min(visual_tokens), max(visual_tokens) FROM '{tmp_path}/out/data/*.parquet'"
+    assert duckdb.execute(counted).fetchall() == [(14, 4, 4)]
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     run = client.get_run(summary["mlflow_run_id"])
     assert run.data.params["reduction"] == "ficoco-vl:25%"

@@ -105,7 +105,11 @@ def test_an_input_that_is_not_there_touches_nothing_even_with_overwrite(folder: 
 
 
 def test_missing_and_unreadable_samples_are_quarantined_and_the_counts_reconcile(folder: Path) -> None:
-    odd = [("a.jpg", JPEG), ("a.json", {"questions": ["one", 5, "three"]}), ("b.json", {"question": "no picture"})]
+    odd: list[tuple[str, bytes | dict[str, Any]]] = [
+        ("a.jpg", JPEG),
+        ("a.json", {"questions": ["one", 5, "three"]}),
+        ("b.json", {"question": "no picture"}),
+    ]
     (folder / "corpus" / "00002.tar").write_bytes(tar_bytes(odd))
     result = run_echo(folder, "--input", f"{folder}/corpus/00009.tar")
     summary = result.summary

@@ -52,7 +52,8 @@ def test_a_run_is_told_whole(tmp_path: Path, store_in: Callable[[Path], str], mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mlruns").mkdir()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:/nowhere")
-    uri, seen = store_in(tmp_path), []
+    uri = store_in(tmp_path)
+    seen: list[str] = []
     tracker = Tracker(uri, ABOUT, on_run=seen.append)
     for step in range(3):
         tracker.log(line(step, accuracy=0.5, **{"accuracy_what is it?": 1.0}))
@@ -64,6 +65,7 @@ def test_a_run_is_told_whole(tmp_path: Path, store_in: Callable[[Path], str], mo
     assert run.data.params["reduction"] == "ficoco-v:64"
     assert history(client, run.info.run_id) == [(0, 0.0), (1, 1.0), (2, 2.0)]
     assert run.data.metrics["accuracy_what is it_"] == 1.0
+    assert run.inputs is not None
     [dataset] = run.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.dataset.digest) == ("corpus", "0123456789abcdef")
     artifacts = tmp_path / "mlflow-artifacts" / run.info.run_id / "artifacts"
@@ -99,7 +101,8 @@ def test_a_run_unknown_to_the_store_is_made_anew_with_everything(
 
 
 def test_what_the_store_refuses_for_good_holds_nothing_up(tmp_path: Path, store_in: Callable[[Path], str]) -> None:
-    uri, warnings = store_in(tmp_path), []
+    uri = store_in(tmp_path)
+    warnings: list[str] = []
     tracker = Tracker(uri, ABOUT, warn=warnings.append)
     tracker.log(line(0, **{"x" * 600: 1.0}))
     tracker.log(line(1))
