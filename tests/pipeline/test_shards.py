@@ -58,6 +58,13 @@ def test_compression_is_recognised_by_content(tmp_path: Path, name: str, compres
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress])
+def test_files_that_were_compressed_in_pieces_are_read_to_their_end(tmp_path: Path, compress) -> None:
+    middle = header_offsets(PLAIN)[3] + 100
+    reading = read_bytes(tmp_path, compress(PLAIN[:middle]) + compress(PLAIN[middle:]))
+    assert reading.end == ShardEnd(3, complete=True)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress])
 def test_cut_compressed_shards_give_their_whole_samples_and_say_so(tmp_path: Path, compress) -> None:
     members = [(f"{index:04d}.jpg", os.urandom(30_000)) for index in range(40)]
     packed = compress(tar_bytes(members))
