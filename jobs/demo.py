@@ -113,7 +113,7 @@ def submit(method: str, options: argparse.Namespace, environment: dict[str, str]
     (options.output / f"{method}.log").write_text(done.stdout + done.stderr)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
-        sys.exit(f"the {method} run failed; its last words:\n{(done.stdout + done.stderr)[-2000:]}")
+        sys.exit(f"the {method} run failed; its last words:\n{done.stdout[-2000:]}")
     sample = answer_sample(open_output(str(options.output / method)), most=1)
     return {**json.loads(lines[-1]), "visual_tokens": sample["visual_tokens"][0] if sample else None}
 
