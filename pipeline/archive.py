@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import zstandard
 
 from pipeline.limits import ReadLimits
-from pipeline.sources import StorageError
+from pipeline.sources import SourceError
 
 _CHUNK_BYTES = 2**20
 _DAMAGE = (OSError, EOFError, zlib.error, zstandard.ZstdError)
@@ -92,7 +92,7 @@ class TarMembers:
                 raise ArchiveError(self._why_it_stops()) from None
             except ArchiveError:
                 raise
-            except StorageError:
+            except SourceError:
                 raise
             except Exception as error:  # tarfile lets IndexError, ValueError and others out of corrupt headers
                 raise ArchiveError(self._what_is_corrupt(error, ended)) from None
@@ -154,7 +154,7 @@ class _ForwardStream:
     def _read_once(self, size: int) -> bytes:
         try:
             chunk = self._stream.read(size)
-        except StorageError:
+        except SourceError:
             raise
         except _DAMAGE as error:
             kind = (

@@ -19,7 +19,7 @@ def expected_samples(location: str, limits: ReadLimits) -> int | None:
     An index starts with a line ``v1.2 <samples>``. What is not readable as either says nothing.
 
     Raises:
-        StorageError: remote storage failed through all attempts.
+        SourceError: remote storage failed through all attempts.
     """
     suffix = next((suffix for suffix in sorted(SHARD_SUFFIXES, key=len) if location.lower().endswith(suffix)), None)
     if suffix is None:

@@ -59,7 +59,7 @@ class PromptFormat:
                 less the new tokens. None for no limit.
 
         Raises:
-            UserError: the template lacks a slot, or the tokenizer lacks the image token.
+            UserError: the template lacks a slot, the tokenizer lacks the image token, or no question could fit.
         """
         if not re.fullmatch(r"[^{}]*<image>[^{}]*\{question\}[^{}]*", template) or template.count(_IMAGE) != 1:
             raise UserError(f"the prompt template {template!r} needs <image> once and {{question}} once after it")
@@ -81,6 +81,11 @@ class PromptFormat:
         self._start, self._after = self._plain(start) + image_token, after
         self._prefix, empty = self._split(self._ids(self._start + after.replace("{question}", "")))
         self._closing_ids = _special_at_end(empty, self._special_ids)
+        if max_text_tokens is not None and len(self._prefix) + len(empty) >= max_text_tokens:
+            raise UserError(
+                f"the context leaves {max_text_tokens} tokens for text, too few for the prompt format alone: "
+                "ask for fewer new tokens or give a shorter system prompt"
+            )
 
     def encode(self, question: str) -> Prompt:
         """The prompt for a question. The cost is linear in its length, and none where it is far too long.

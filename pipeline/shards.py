@@ -13,9 +13,9 @@ from pipeline.expected_count import expected_samples
 from pipeline.limits import ReadLimits
 from pipeline.records import Rejection, Sample, ShardRef
 from pipeline.samples import IMAGE_EXTENSIONS, MemberGroup, read_sample, split_name
-from pipeline.sources import CompressionError, StorageError, decompressed, open_source
+from pipeline.sources import CompressionError, SourceError, decompressed, open_source
 
-__all__ = ["ReadLimits", "ShardEnd", "StorageError", "read_shard"]
+__all__ = ["ReadLimits", "ShardEnd", "SourceError", "read_shard"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def read_shard(
     much was read. A shard that is missing or may not be opened gives one rejection of stage "open".
 
     Raises:
-        StorageError: remote storage failed through all attempts; the shard should be leased again.
+        SourceError: remote storage failed through all attempts; the shard should be leased again.
     """
     limits = limits or ReadLimits()
     with ExitStack() as stack:
@@ -49,7 +49,7 @@ def read_shard(
                 raise FileNotFoundError
             raw = stack.enter_context(closing(open_source(ref.url, limits)))
             expected = expected_samples(ref.url, limits)
-        except StorageError:
+        except SourceError:
             raise
         except OSError as error:
             reason = _why_not_opened(error)
@@ -66,7 +66,7 @@ def _why_not_opened(error: OSError) -> str:
         return "the shard may not be read (permission denied)"
     if isinstance(error, IsADirectoryError):
         return "the shard is a folder"
-    raise StorageError(f"the shard cannot be opened now ({error.strerror or type(error).__name__})") from error
+    raise SourceError(f"the shard cannot be opened now ({error.strerror or type(error).__name__})") from error
 
 
 class _ShardReading:
@@ -90,7 +90,7 @@ class _ShardReading:
             members = TarMembers(decompressed(raw), self._limits)
             yield from self._read(members)
         except (ArchiveError, CompressionError, OSError) as error:
-            if isinstance(error, StorageError):
+            if isinstance(error, SourceError):
                 raise
             if self._group is not None and self._group_is_whole():
                 yield from self._finish_group()

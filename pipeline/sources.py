@@ -22,7 +22,7 @@ _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryEr
 _UNREADABLE = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip", b"7z\xbc\xaf": "7-zip"}
 
 
-class StorageError(OSError):
+class SourceError(OSError):
     """Remote storage kept failing through all attempts: nothing is known of the data, so the shard is to be retried."""
 
 
@@ -35,7 +35,7 @@ def open_source(location: str, limits: ReadLimits) -> BinaryIO:
 
     Raises:
         FileNotFoundError, PermissionError, IsADirectoryError: it cannot be opened, and trying again would not help.
-        StorageError: remote storage failed ``limits.attempts`` times.
+        SourceError: remote storage failed ``limits.attempts`` times.
     """
     if is_local(location):
         return local_path(location).open("rb", buffering=_BUFFER_BYTES)
@@ -128,6 +128,6 @@ class _RetryingReader(io.RawIOBase):
                 if isinstance(failure, _FINAL):
                     raise failure from None
         reason = without_secrets(str(failure) or type(failure).__name__, self._location)
-        raise StorageError(
+        raise SourceError(
             f"{redact(self._location)} could not be read in {self._limits.attempts} attempts: {reason}"
         ) from None

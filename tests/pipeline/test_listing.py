@@ -21,7 +21,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.limits import ReadLimits
 from pipeline.listing import list_shards, redact
 from pipeline.records import ShardRef
-from pipeline.shards import StorageError, read_shard
+from pipeline.shards import SourceError, read_shard
 from tests.pipeline.shard_bytes import JPEG, QUICK, Reading, numbered, tar_bytes
 
 
@@ -246,7 +246,7 @@ def test_storage_that_stays_down_is_no_damage(memory: fsspec.AbstractFileSystem,
         raise OSError("503 from memory://me:SECRET@corpus/2.tar")
 
     monkeypatch.setattr(memory, "open", down)
-    with pytest.raises(StorageError, match="in 3 attempts: 503") as caught:
+    with pytest.raises(SourceError, match="in 3 attempts: 503") as caught:
         list(read_shard(ShardRef("2.tar", "memory://corpus/2.tar"), None, QUICK))
     assert "SECRET" not in str(caught.value)
 
@@ -294,7 +294,7 @@ def test_http_failures_are_told_from_missing_files(site: str, monkeypatch) -> No
             list_shards([f"{site}/{status}/a.tar"])
     assert Reading(ShardRef("a", f"{site}/404/a.tar")).reasons == ["the shard is missing"]
     assert Reading(ShardRef("a", f"{site}/403/a.tar")).reasons == ["the shard may not be read (permission denied)"]
-    with pytest.raises(StorageError, match="HTTP status 503"):
+    with pytest.raises(SourceError, match="HTTP status 503"):
         Reading(ShardRef("a", f"{site}/503/a.tar"))
 
 

@@ -123,10 +123,16 @@ def test_prompts_over_the_limit_are_refused_with_their_length() -> None:
     tokenizer = KINDS["llama legacy"]
     length = prompt_format(tokenizer).encode("What is in the image?").text_tokens
     assert prompt_format(tokenizer, max_text_tokens=length).encode("What is in the image?").text_tokens == length
-    with pytest.raises(PromptError, match="has 100000 characters; at most 9 tokens fit"):
-        prompt_format(tokenizer, max_text_tokens=9).encode("a" * 100_000)
+    with pytest.raises(PromptError, match=f"has 100000 characters; at most {length} tokens fit"):
+        prompt_format(tokenizer, max_text_tokens=length).encode("a" * 100_000)
     with pytest.raises(PromptError, match=f"has {length} text tokens; at most {length - 1} fit"):
         prompt_format(tokenizer, max_text_tokens=length - 1).encode("What is in the image?")
+
+
+@pytest.mark.parametrize("room", [-5, 0, 9])
+def test_a_context_without_room_for_a_question_is_refused_at_once(room: int) -> None:
+    with pytest.raises(UserError, match=f"leaves {room} tokens for text"):
+        prompt_format(KINDS["llama"], max_text_tokens=room)
 
 
 @pytest.mark.parametrize("kind", KINDS)
