@@ -29,7 +29,7 @@ BRIEFLY = "Answer the question using a single word or phrase."
 AFTER = ("", "", f"\n{BRIEFLY}", " Be brief.")
 IGNORED = -100
 LENGTH_STEP = 32
-EXTRA = {"presence": 3, "digit": 1}
+EXTRA = {"presence": 1, "digit": 1}
 """What is slowest to learn is asked more often in training."""
 
 
