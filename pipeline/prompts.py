@@ -81,11 +81,7 @@ class PromptFormat:
         self._start, self._after = self._plain(start) + image_token, after
         self._prefix, empty = self._split(self._ids(self._start + after.replace("{question}", "")))
         self._closing_ids = _special_at_end(empty, self._special_ids)
-        if max_text_tokens is not None and len(self._prefix) + len(empty) >= max_text_tokens:
-            raise UserError(
-                f"the context leaves {max_text_tokens} tokens for text, too few for the prompt format alone: "
-                "ask for fewer new tokens or give a shorter system prompt"
-            )
+        self._require_room(len(self._prefix) + len(empty))
 
     def encode(self, question: str) -> Prompt:
         """The prompt for a question. The cost is linear in its length, and none where it is far too long.
@@ -105,6 +101,13 @@ class PromptFormat:
         if self._limit is not None and prompt.text_tokens > self._limit:
             raise PromptError(f"the prompt has {prompt.text_tokens} text tokens; at most {self._limit} fit the context")
         return prompt
+
+    def _require_room(self, fixed: int) -> None:
+        if self._limit is not None and fixed >= self._limit:
+            raise UserError(
+                f"the context leaves {self._limit} tokens for text and the prompt format alone takes {fixed}: "
+                "ask for fewer new tokens or give a shorter system prompt"
+            )
 
     def _plain(self, text: str) -> str:
         return self._special.sub(lambda match: f"{match.group()[0]} {match.group()[1:]}", text)
