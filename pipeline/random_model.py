@@ -64,4 +64,4 @@ def _fill_buffers(model: LlavaForConditionalGeneration, config: LlavaConfig, dev
         if name.endswith("position_ids"):
             buffer.copy_(torch.arange(buffer.shape[-1], device=device).expand_as(buffer))
     llama = model.model.language_model
-    llama.rotary_emb = type(llama.rotary_emb)(config=config.text_config, device=device)
+    llama.rotary_emb = type(llama.rotary_emb)(config=config.text_config).to(device)
