@@ -24,7 +24,7 @@ from pipeline.shard_loop import Ending, ShardLoop
 from pipeline.storage import Output, StorageError, open_output
 from pipeline.totals import Totals
 from pipeline.tracked_run import about_run
-from pipeline.tracking import Tracker
+from pipeline.tracking import CLOSE_SECONDS, Tracker
 from pipeline.verification import verify
 
 ClusterFactory = Callable[[RunConfig, WorkerSpec], AbstractContextManager[Cluster]]
@@ -106,7 +106,9 @@ class _Job:
         finally:
             # Also on the way out of an error: the tracking run must not seem to go on.
             table = answer_sample(self.output) if ending.exit_code == 0 else {}
-            self.tracker.close(ending.tracking_status, table)
+            # After SIGTERM Ray waits three seconds before it kills.
+            seconds = 0.5 if ending.exit_code > 128 else CLOSE_SECONDS
+            self.tracker.close(ending.tracking_status, table, seconds)
         return JobResult(ending.exit_code, self._summary(totals, ending))
 
     def _pending(self) -> list[ShardRef]:
