@@ -5,12 +5,12 @@ Shapes: b batch, s dropped tokens, t kept tokens, w width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import ceil
 
 import torch
 from torch import Tensor
 
+from reduction.settings import Reduction
 from reduction.tensors import Bool, Float
 
 
@@ -60,9 +60,61 @@ def _weighted(
     return summed * share.to(summed.dtype)
 
 
-Compression = Callable[
-    [Float[Tensor, "b t w"], Float[Tensor, "b s w"], Float[Tensor, "b s t"], float], Float[Tensor, "b t w"]
-]
+Sizes = tuple[Float[Tensor, "b t"], Float[Tensor, "b s"]] | None
+"""How many tokens each kept and each dropped token stands for; None: one each."""
+Merged = tuple[Float[Tensor, "b u w"], Float[Tensor, "b u"] | None]
+"""The tokens left (kept ones, then those made anew), and how many each stands for where that is counted."""
 
-MERGES: dict[str, Compression] = {"merge": merge, "mean": average}
-"""Compress stages that need a correlation; `prune` needs none and leaves the kept tokens as they are."""
+
+def merge_stage(
+    targets: Float[Tensor, "b t w"],
+    sources: Float[Tensor, "b s w"],
+    correlation: Float[Tensor, "b s t"],
+    reduction: Reduction,
+    sizes: Sizes,
+) -> Merged:
+    """`merge` as a stage of the table."""
+    return merge(targets, sources, correlation, reduction.epsilon), None
+
+
+def average_stage(
+    targets: Float[Tensor, "b t w"],
+    sources: Float[Tensor, "b s w"],
+    correlation: Float[Tensor, "b s t"],
+    reduction: Reduction,
+    sizes: Sizes,
+) -> Merged:
+    """`average` as a stage of the table."""
+    return average(targets, sources, correlation, reduction.epsilon), None
+
+
+def join_best(
+    targets: Float[Tensor, "b t w"],
+    sources: Float[Tensor, "b s w"],
+    correlation: Float[Tensor, "b s t"],
+    reduction: Reduction,
+    sizes: Sizes,
+) -> Merged:
+    """Each dropped token joins the one target of its highest correlation; means weighted by sizes, which add up."""
+    kept = correlation.new_ones(targets.shape[:2]) if sizes is None else sizes[0]
+    gone = correlation.new_ones(sources.shape[:2]) if sizes is None else sizes[1]
+    place = torch.arange(correlation.shape[2], device=correlation.device)
+    joins = correlation.argmax(-1, keepdim=True) == place
+    weights = joins.to(gone.dtype) * gone.unsqueeze(-1)
+    total = kept + weights.sum(1)
+    summed = torch.baddbmm(
+        targets * kept.unsqueeze(-1).to(targets.dtype), weights.transpose(1, 2).to(sources.dtype), sources
+    )
+    return summed / total.unsqueeze(-1).to(summed.dtype), total
+
+
+def fuse(
+    targets: Float[Tensor, "b t w"],
+    sources: Float[Tensor, "b s w"],
+    correlation: Float[Tensor, "b s f"],
+    reduction: Reduction,
+    sizes: Sizes,
+) -> Merged:
+    """The kept tokens as they are, and one made anew: the sum of the dropped ones, each times its weight (EViT)."""
+    made = torch.bmm(correlation.transpose(1, 2).to(sources.dtype), sources)
+    return torch.cat([targets, made], dim=1), None

@@ -13,21 +13,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from reduction.attention import precise, take
-from reduction.tensors import Float, Int
+from reduction.tensors import Bool, Float, Int
 
 
 class Partition(NamedTuple):
-    """Indices of the tokens that stay, in their order, and of those that go, in any."""
+    """Indices of the tokens that stay, in the order they go on in, and of those that go, in any."""
 
     kept: Int[Tensor, "b k"]
     dropped: Int[Tensor, "b s"]
+    eligible: Bool[Tensor, "b k"] | None = None
+    """Which of the tokens kept may take in dropped ones; None: all."""
 
 
 def take_both(
     tokens: Float[Tensor, "b t w"], split: Partition, first: int = 0
 ) -> tuple[Float[Tensor, "b k w"], Float[Tensor, "b s w"]]:
     """The tokens kept and the tokens dropped, of those from `first` on, in one pass."""
-    both = take(tokens, torch.cat(split, dim=1) + first)
+    both = take(tokens, torch.cat([split.kept, split.dropped], dim=1) + first)
     return both[:, : split.kept.shape[1]], both[:, split.kept.shape[1] :]
 
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
-from reduction.overhead import language_terms, vision_terms
+from reduction.overhead import image_terms, language_terms
 from reduction.schedule import Plan
 from reduction.settings import Reduction
 from reduction.shapes import DecoderShape, ModelShape
@@ -52,11 +52,11 @@ class Flops:
 
 
 def vision_tower(shape: ModelShape, plan: Plan) -> dict[str, int]:
-    """FLOPs of the tower by kind of operation; FFNs run at the length that leaves the layer's drop."""
+    """FLOPs of the tower by kind of operation; FFNs run at the length behind the drop that comes before them."""
     vision, cls = shape.vision, int(shape.vision.has_cls)
     d, m = vision.width, vision.ffn
     entering = [length + cls for length in plan.vision_lengths[:-1]]
-    leaving = [length + cls for length in plan.vision_lengths[1:]]
+    leaving = entering if plan.vision_after_mlp else [length + cls for length in plan.vision_lengths[1:]]
     return {
         "convolution": 2 * vision.patches * vision.channels * vision.patch**2 * d,
         "projections": sum(8 * n * d * d for n in entering),
@@ -68,7 +68,7 @@ def vision_tower(shape: ModelShape, plan: Plan) -> dict[str, int]:
 def projector(shape: ModelShape, plan: Plan) -> int:
     """FLOPs of the two linear layers on the visual tokens that leave the tower."""
     width = shape.decoder.width
-    return 2 * plan.visual_tokens * (shape.projector_in * width + width * width)
+    return 2 * plan.projector_tokens * (shape.projector_in * width + width * width)
 
 
 def _decoder_layers(
@@ -90,6 +90,8 @@ def head(decoder: DecoderShape) -> int:
 
 
 def _leaving(plan: Plan, text_tokens: int) -> tuple[int, ...]:
+    if plan.decoder_after_mlp:
+        return plan.decoder_lengths(text_tokens)
     return (*plan.decoder_lengths(text_tokens)[1:], plan.visual_tokens_left + text_tokens)
 
 
@@ -136,7 +138,7 @@ def count_image(shape: ModelShape, plan: Plan, reduction: Reduction) -> Flops:
     return Flops(
         vision=float(sum(vision_tower(shape, plan).values())),
         projector=float(projector(shape, plan)),
-        reduction=float(sum(vision_terms(shape, plan, reduction).values())),
+        reduction=float(sum(image_terms(shape, plan, reduction).values())),
     )
 
 

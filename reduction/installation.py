@@ -127,8 +127,7 @@ class ReducedForward:
         else:
             placeholders = input_ids == token
         real = torch.ones_like(placeholders) if attention_mask is None else attention_mask.bool()
-        full = self.plan.vision_lengths[0] + self.plan.visual_tokens - self.plan.vision_lengths[-1]
-        return Layout.of(placeholders & real, real, full)
+        return Layout.of(placeholders & real, real, self.plan.full_visual_tokens)
 
     def _prefill(
         self,

@@ -1,4 +1,4 @@
-"""FiCoCo in the decoder: one layer's visual tokens are reduced between its attention residual and its MLP.
+"""Reduction in the decoder: one layer's visual tokens are reduced between its attention residual and its MLP.
 
 A sequence is a prefix (everything before the image), the visual block and a suffix (everything after it). Only the
 suffix can look at the image under the causal mask, so it alone is the text of Eq. 3 and 4. Rows of a batch share the
@@ -8,96 +8,16 @@ Shapes: b batch, h query heads, g key heads, n visual, m suffix, p prefix, t all
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 from torch import Tensor
 
-from reduction.attention import (
-    attention_weights,
-    concatenate_heads,
-    masked_mean,
-    mean_score,
-    raw_scores,
-    score_scale,
-    sum_groups,
-    take,
-)
-from reduction.compress import MERGES
+from reduction.attention import masked_mean, mean_score, raw_scores, take
+from reduction.block import VisualBlock
 from reduction.correlate import from_scores, from_weights, mixed, through_text
-from reduction.filter import Partition, drop_highest, drop_random, drop_stride, redundancy, take_both
+from reduction.filter import Partition, drop_highest, redundancy
 from reduction.settings import Reduction
+from reduction.stages import reduce_tokens, reorders, sort_raster
 from reduction.tensors import Bool, Float, Int
-
-
-class VisualBlock:
-    """What the stages may look at in one layer: rotated queries and keys, and which keys are real."""
-
-    def __init__(
-        self,
-        visual_queries: Float[Tensor, "b h n d"],
-        text_queries: Float[Tensor, "b h m d"],
-        keys: Float[Tensor, "b g t d"],
-        text: Bool[Tensor, "b m"] | None = None,
-        prefix: Bool[Tensor, "b p"] | None = None,
-    ) -> None:
-        self.visual_queries, self.text_queries, self.keys = visual_queries, text_queries, keys
-        self.text, self.prefix = text, prefix
-        self.count, self.words = visual_queries.shape[2], text_queries.shape[2]
-        self.start = keys.shape[2] - self.count - self.words
-
-    @property
-    def scale(self) -> float:
-        return score_scale(self.visual_queries.shape[1], self.visual_queries.shape[3])
-
-    @cached_property
-    def queries(self) -> Float[Tensor, "b n w"]:
-        """Visual queries, summed over the heads that share a key head, heads side by side."""
-        return concatenate_heads(sum_groups(self.visual_queries, self.keys.shape[1]))
-
-    @cached_property
-    def words_queries(self) -> Float[Tensor, "b m w"]:
-        """Text queries in the same form."""
-        return concatenate_heads(sum_groups(self.text_queries, self.keys.shape[1]))
-
-    @cached_property
-    def visual_keys(self) -> Float[Tensor, "b n w"]:
-        return concatenate_heads(self.keys[:, :, self.start : self.start + self.count])
-
-    @cached_property
-    def words_keys(self) -> Float[Tensor, "b m w"]:
-        return concatenate_heads(self.keys[:, :, self.start + self.count :])
-
-    @cached_property
-    def real(self) -> Bool[Tensor, "b t"]:
-        """Which keys are no padding."""
-        batch, device = len(self.keys), self.keys.device
-        prefix = torch.ones(batch, self.start, dtype=torch.bool, device=device) if self.prefix is None else self.prefix
-        text = torch.ones(batch, self.words, dtype=torch.bool, device=device) if self.text is None else self.text
-        return torch.cat([prefix, torch.ones(batch, self.count, dtype=torch.bool, device=device), text], dim=1)
-
-    def visible(self, first: int, count: int) -> Bool[Tensor, "#b q t"]:
-        """Which keys the `count` queries from position `first` on see: real ones up to their own."""
-        keys = torch.arange(self.keys.shape[2], device=self.keys.device)
-        causal = (keys <= keys[first : first + count, None]).unsqueeze(0)
-        return causal if self.text is None and self.prefix is None else causal & self.real.unsqueeze(1)
-
-    @cached_property
-    def text_weights(self) -> Float[Tensor, "b m n"]:
-        """Attention weights of the text on the visual tokens, over all keys that a word sees: linear in n."""
-        weights = attention_weights(self.text_queries, self.keys, self.visible(self.start + self.count, self.words))
-        return weights[..., self.start : self.start + self.count]
-
-    @cached_property
-    def visual_weights(self) -> Float[Tensor, "b n t"]:
-        """Attention weights of the visual tokens on all real keys as if there were no causal mask: quadratic."""
-        return attention_weights(self.visual_queries, self.keys, self.real.unsqueeze(1))
-
-    @cached_property
-    def causal_weights(self) -> Float[Tensor, "b n n"]:
-        """Attention weights among the visual tokens, as the model computes them: quadratic."""
-        weights = attention_weights(self.visual_queries, self.keys, self.visible(self.start, self.count))
-        return weights[..., self.start : self.start + self.count]
 
 
 def text_importance(block: VisualBlock, reduction: Reduction) -> Float[Tensor, "b n"]:
@@ -120,13 +40,8 @@ def visual_redundancy(block: VisualBlock, reduction: Reduction) -> Float[Tensor,
     return redundancy(visual, text_importance(block, reduction), reduction.beta, reduction.normalise)
 
 
-def partition_visual(block: VisualBlock, n_drop: int, reduction: Reduction) -> Partition:
-    """The filter stage: which visual tokens stay."""
-    name, batch, device = reduction.stages("language")[0], len(block.keys), block.keys.device
-    if name == "random":
-        return drop_random(batch, block.count, n_drop, reduction.seed, device)
-    if name == "stride":
-        return drop_stride(batch, block.count, n_drop, device)
+def ficoco_visual(block: VisualBlock, n_drop: int, reduction: Reduction) -> Partition:
+    """FiCoCo's filter: the most redundant visual tokens by Eq. 3 go."""
     return drop_highest(visual_redundancy(block, reduction), n_drop)
 
 
@@ -160,10 +75,15 @@ def _indirect(block: VisualBlock, split: Partition, reduction: Reduction) -> Flo
     return from_scores(product) if raw else from_weights(product)
 
 
-def correlate_visual(block: VisualBlock, split: Partition, reduction: Reduction) -> Float[Tensor, "b s k"]:
-    """The correlate stage, dropped visual tokens by kept ones."""
+def attention_visual(block: VisualBlock, split: Partition, reduction: Reduction) -> Float[Tensor, "b s k"]:
+    """C[i, j] = A[i, j], dropped visual tokens by kept ones: Eq. 4 at γ = 1."""
+    return _direct(block, split, reduction)
+
+
+def attention_and_text(block: VisualBlock, split: Partition, reduction: Reduction) -> Float[Tensor, "b s k"]:
+    """FiCoCo's correlate stage, Eq. 4."""
     direct = _direct(block, split, reduction)
-    if reduction.stages("language")[1] == "attention" or reduction.gamma == 1:
+    if reduction.gamma == 1:
         return direct
     return mixed(direct, _indirect(block, split, reduction), reduction.gamma)
 
@@ -178,13 +98,11 @@ def reduce_block(
     """
     if n_drop == 0:
         return visual, torch.arange(visual.shape[1], device=visual.device).expand(len(visual), -1)
-    split = partition_visual(block, n_drop, reduction)
-    compress = reduction.stages("language")[2]
-    if compress == "prune":
-        return take(visual, split.kept), split.kept
-    targets, sources = take_both(visual, split)
-    kept = MERGES[compress](targets, sources, correlate_visual(block, split, reduction), reduction.epsilon)
-    return kept, split.kept
+    block.states = visual
+    left = reduce_tokens(block, visual, n_drop, reduction)
+    if reorders(reduction.stages("language")):
+        left = sort_raster(left, left.kept)
+    return left.states, left.kept
 
 
 def reduce_visual(

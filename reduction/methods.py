@@ -1,34 +1,90 @@
-"""The table: a method is the places it drops tokens at, and at each place a filter, a correlate and a compress stage.
+"""The table: a method is the places it drops tokens at, and at each place three stages and a schedule.
 
-Stages stand here by name; `vision` and `language` bind the names to functions. A filter may score tokens and take the
-top or choose a set in any other way: it returns the indices that stay.
+Stages stand here by name, each with the function that does it at each place it works at, as "module:function" of
+`reduction` (nothing is imported before it is used). A filter may score tokens and take the top or choose a set in any
+other way: it returns the indices that stay.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-Place = Literal["vision", "language"]
-"""In the encoder (knows the image only) or in the decoder (knows the question too)."""
+Place = Literal["vision", "projector", "language"]
+"""In the encoder or at the projector's output (both know the image only), or in the decoder (knows the question)."""
 
-FILTERS: dict[str, tuple[Place, ...]] = {
-    "ficoco": ("vision", "language"),
-    "random": ("vision", "language"),
-    "stride": ("vision", "language"),
-}
-"""Filter stage -> where it works."""
-
-CORRELATIONS: dict[str, tuple[Place, ...]] = {
-    "attention": ("vision", "language"),
-    "attention_and_text": ("language",),
+PLACES: dict[Place, str] = {
+    "vision": "vision model",
+    "projector": "projector's output",
+    "language": "language model",
 }
 
-COMPRESSIONS: dict[str, tuple[Place, ...]] = {
-    "merge": ("vision", "language"),
-    "mean": ("vision", "language"),
-    "prune": ("vision", "language"),
+Bound = dict[Place, str | Callable[..., Any]]
+"""Where a stage works -> what does it there."""
+
+
+def _everywhere(function: str) -> Bound:
+    return {"vision": function, "projector": function, "language": function}
+
+
+FILTERS: dict[str, Bound] = {
+    "ficoco": {"vision": "patches:ficoco_patches", "language": "language:ficoco_visual"},
+    "random": _everywhere("selection:random_tokens"),
+    "stride": _everywhere("selection:stride_tokens"),
+    "windows": {"projector": "selection:one_per_window"},
+    "cls": {"vision": "selection:most_important"},
+    "last_token": {"language": "selection:most_important"},
+    "bipartite": _everywhere("matching:bipartite"),
+    "dominant": {"vision": "matching:dominant", "language": "matching:dominant"},
+    "max_min": _everywhere("diversity:max_min"),
+    "important_and_diverse": {
+        "vision": "diversity:important_and_diverse",
+        "language": "diversity:important_and_diverse",
+    },
 }
+
+CORRELATIONS: dict[str, Bound] = {
+    "none": _everywhere(""),
+    "attention": {"vision": "patches:attention_patches", "language": "language:attention_visual"},
+    "attention_and_text": {"language": "language:attention_and_text"},
+    "cosine": _everywhere("matching:cosine"),
+    "window": {"projector": "selection:same_window"},
+    "importance": {"vision": "matching:importance", "language": "matching:importance"},
+}
+
+COMPRESSIONS: dict[str, Bound] = {
+    "merge": _everywhere("compress:merge_stage"),
+    "mean": _everywhere("compress:average_stage"),
+    "size_mean": _everywhere("compress:join_best"),
+    "fuse": _everywhere("compress:fuse"),
+    "prune": _everywhere(""),
+}
+
+WEIGHTS = ("importance",)
+"""Correlations that give a dropped token one weight, for a token made anew; the others lead to the tokens kept."""
+NEEDS_WINDOWS = ("windows", "window")
+"""This filter alone keeps a token in each window, which this correlation leads to."""
+FRESH = {"fuse": 1}
+"""Compress stages that make tokens anew -> how many; they count among the tokens left."""
+HALVING = ("bipartite",)
+"""Filters that drop at most half of the tokens in a layer."""
+REORDERS = (*HALVING, *FRESH)
+"""Stages that leave tokens out of raster order; they are put back in it where the place is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Which layers of a place drop, where the setting does not say it."""
+
+    start: int | float = 0
+    """First layer, from 0; a negative one counts from behind the last that runs, a float is a share of the depth."""
+    layers: int | None = None
+    """Number of layers the drop is spread evenly over; None: all from the first on."""
+    at: tuple[float, ...] = ()
+    """Instead of both: shares of the depth, each layer there keeping the same share of its tokens."""
+    after_mlp: bool = False
+    """The drop comes after the layer's MLP, not between its attention and its MLP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +92,34 @@ class Stages:
     """What happens to the tokens at one place."""
 
     filter: str
-    correlate: str
-    compress: str
+    correlate: str = "none"
+    compress: str = "prune"
+    schedule: Schedule = Schedule()
 
 
-_FICOCO_V = Stages("ficoco", "attention", "merge")
-_FICOCO_L = Stages("ficoco", "attention_and_text", "merge")
+_FICOCO_V = Stages("ficoco", "attention", "merge", Schedule(0.5))
+_FICOCO_L = Stages("ficoco", "attention_and_text", "merge", Schedule(0.125, 4))
+_LAST = Schedule(-1, 1, after_mlp=True)
 
 METHODS: dict[str, dict[Place, Stages]] = {
     "dense": {},
     "ficoco-v": {"vision": _FICOCO_V},
     "ficoco-l": {"language": _FICOCO_L},
     "ficoco-vl": {"vision": _FICOCO_V, "language": _FICOCO_L},
+    "random": {"projector": Stages("random")},
+    "stride": {"projector": Stages("stride")},
+    "average-pool": {"projector": Stages("windows", "window", "size_mean")},
+    "fastv": {"language": Stages("last_token", schedule=Schedule(1, 1))},
+    "tome": {"vision": Stages("bipartite", "cosine", "size_mean", Schedule(0))},
+    "evit": {"vision": Stages("cls", "importance", "fuse", Schedule(at=(0.25, 0.5, 0.75)))},
+    "visionzip": {"vision": Stages("dominant", "cosine", "size_mean", _LAST)},
+    "hired": {"vision": Stages("cls", schedule=Schedule(-1, 1))},
+    "vispruner": {"vision": Stages("important_and_diverse", schedule=_LAST)},
+    "divprune": {"projector": Stages("max_min")},
 }
+
+IMPOSSIBLE = {
+    "cdpruner": "it compares the question with the image by CLIP's text tower",
+    "trim": "it compares the question with the image by CLIP's text tower",
+}
+"""Methods that a LLaVA checkpoint cannot do -> why."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from reduction.combination import check_possible
 from reduction.errors import ReductionError, unknown
 from reduction.methods import METHODS
 
@@ -18,8 +19,11 @@ def parse_values(text: str, types: Mapping[str, Any]) -> dict[str, Any]:
     """The field values that `text` gives; `types` maps each field to its type."""
     head, *options = (part.strip() for part in text.split(","))
     method, _, keep = head.partition(":")
+    check_possible(method)
     if method not in METHODS:
         raise unknown("reduction", method, METHODS)
+    if not keep:
+        keep, options = _keep_option(options)
     if method != "dense" and not keep:
         raise ReductionError(
             f"{method!r} does not say how many visual tokens to keep: write {method}:64 or {method}:11%."
@@ -36,10 +40,20 @@ def parse_values(text: str, types: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def _keep_option(options: list[str]) -> tuple[str, list[str]]:
+    """`keep=64` among the options, for those who write it there."""
+    given = [option for option in options if option.partition("=")[0].strip() == "keep"]
+    if len(given) != 1:
+        return "", options
+    return given[0].partition("=")[2].strip(), [option for option in options if option != given[0]]
+
+
 def _option_name(method: str, name: str, types: Mapping[str, Any]) -> str:
     name = _SYNONYMS.get(name, name)
     if name in _BY_PLACE:
         places = METHODS[method]
+        if "projector" in places:
+            raise ReductionError(f"{method} reduces at the projector's output, without layers: leave {name!r} out.")
         if len(places) != 1:
             raise ReductionError(f"option {name!r} does not say where: write vision_{name} or language_{name}.")
         return f"{next(iter(places))}_{name}"

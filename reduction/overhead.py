@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections import Counter
 
+from reduction.methods import FRESH
 from reduction.schedule import Plan
 from reduction.settings import Reduction
 from reduction.shapes import DecoderShape, ModelShape
+from reduction.stage_costs import Sizes, shared_terms
 
 
 def _vision_filter(n: int, keys: int, w: int, has_cls: bool, reduction: Reduction) -> int:
-    if reduction.stages("vision")[0] != "ficoco":
-        return 0
     visual = 2 * n * keys * w if reduction.patch_scores == "softmax" else 2 * n * w
     if not has_cls or reduction.cls_scores == "keys":
         return visual
@@ -27,24 +27,42 @@ def _vision_filter(n: int, keys: int, w: int, has_cls: bool, reduction: Reductio
 def vision_terms(shape: ModelShape, plan: Plan, reduction: Reduction) -> dict[str, int]:
     """FLOPs of each stage over all reducing encoder layers; none where no layer drops."""
     terms: Counter[str] = Counter()
-    w, cls = shape.vision.width, int(shape.vision.has_cls)
+    vision, cls = shape.vision, int(shape.vision.has_cls)
     for n, r in zip(plan.vision_lengths, plan.vision_drops, strict=False):
         if not r:
             continue
-        k = n - r
-        terms["filter"] += _vision_filter(n, n + cls, w, shape.vision.has_cls, reduction)
-        if reduction.stages("vision")[2] != "prune":
+        stages, w = reduction.stages("vision"), vision.width
+        # Importance is a product with CLS's own weights; without CLS it is element-wise.
+        sizes = Sizes(n, r + FRESH.get(stages[2], 0), cls, w, w // vision.heads, 2 * (n + cls) * w * cls)
+        terms.update(shared_terms(stages, sizes))
+        if stages[0] == "ficoco":
+            terms["filter"] += _vision_filter(n, n + cls, w, vision.has_cls, reduction)
+        if stages[1] == "attention" and stages[2] != "prune":
             # Weights of the softmax need the whole row; raw scores only the kept columns.
-            terms["correlate"] += 2 * r * (n + cls if reduction.patch_scores == "softmax" else k) * w
-            terms["compress"] += 2 * r * k * w
+            terms["correlate"] += 2 * r * (n + cls if reduction.patch_scores == "softmax" else n - r) * w
     return dict(terms)
+
+
+def projector_terms(shape: ModelShape, plan: Plan, reduction: Reduction) -> dict[str, int]:
+    """FLOPs of each stage at the projector's output; none where nothing is dropped there."""
+    if not plan.projector_drop:
+        return {}
+    stages, width = reduction.stages("projector"), shape.decoder.width
+    s = plan.projector_drop + FRESH.get(stages[2], 0)
+    return shared_terms(stages, Sizes(plan.projector_tokens, s, 0, width, width, 0))
+
+
+def image_terms(shape: ModelShape, plan: Plan, reduction: Reduction) -> dict[str, int]:
+    """FLOPs of each stage in the tower and at the projector's output, done once for an image."""
+    return dict(Counter(vision_terms(shape, plan, reduction)) + Counter(projector_terms(shape, plan, reduction)))
 
 
 def _language_weights(reduction: Reduction) -> tuple[bool, set[str]]:
     """Whether correlate goes through the text, and the softmax weights in use, each computed once per layer."""
     filter_stage, correlate_stage, compress_stage = reduction.stages("language")
-    scores, correlates = filter_stage == "ficoco", compress_stage != "prune"
-    via_text = correlates and correlate_stage == "attention_and_text" and reduction.gamma != 1
+    scores = filter_stage == "ficoco"
+    correlates = compress_stage != "prune" and correlate_stage.startswith("attention")
+    via_text = correlates and correlate_stage.endswith("text") and reduction.gamma != 1
     weights: set[str] = set()
     if reduction.patch_scores == "softmax" and (scores or correlates):
         weights.add("among visual")
@@ -57,22 +75,22 @@ def _language_weights(reduction: Reduction) -> tuple[bool, set[str]]:
 
 def _language_layer(decoder: DecoderShape, n: int, r: int, prefix: int, m: int, reduction: Reduction) -> dict[str, int]:
     """One reducing decoder layer; `prefix` and `m` text tokens before and after the image."""
-    filter_stage, _, compress_stage = reduction.stages("language")
+    stages = reduction.stages("language")
     via_text, weights = _language_weights(reduction)
     kw, hw, k = decoder.kv_heads * decoder.head_dim, decoder.heads * decoder.head_dim, n - r
     raw_visual, raw_text = reduction.patch_scores == "raw", reduction.text_scores == "raw"
-    terms = {
+    s = r + FRESH.get(stages[2], 0)
+    terms = Counter(shared_terms(stages, Sizes(n, s, 0, decoder.width, decoder.head_dim, 2 * (prefix + n + m) * hw)))
+    if stages[0] == "ficoco":
         # Heads that share keys are added up first, so raw scores are products at the keys' width.
-        "filter": 2 * n * kw * (raw_visual + raw_text) if filter_stage == "ficoco" else 0,
-        "weights": sum(2 * (m if name == "text to all" else n) * (prefix + n + m) * hw for name in weights),
-    }
-    if compress_stage != "prune":
-        terms["correlate"] = 2 * r * k * kw * raw_visual
-        terms["compress"] = 2 * r * k * decoder.width
+        terms["filter"] += 2 * n * kw * (raw_visual + raw_text)
+    terms["weights"] += sum(2 * (m if name == "text to all" else n) * (prefix + n + m) * hw for name in weights)
+    if stages[1].startswith("attention") and stages[2] != "prune":
+        terms["correlate"] += 2 * r * k * kw * raw_visual
     if via_text:
         products = 2 if reduction.text_direction == "vision_to_text" else 1
-        terms["via_text"] = 2 * r * m * k + products * 2 * m * n * kw * raw_text
-    return terms
+        terms["via_text"] += 2 * r * m * k + products * 2 * m * n * kw * raw_text
+    return dict(terms)
 
 
 def language_terms(

@@ -8,16 +8,16 @@ at the length that leaves it, and the decoder caches keys and values at the leng
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from math import isqrt
 
 from reduction.errors import ReductionError
+from reduction.methods import FRESH, HALVING, NEEDS_WINDOWS, Place
 from reduction.settings import Reduction
 from reduction.shapes import ModelShape
-
-DEFAULT_LANGUAGE_LAYERS = 4
-"""Few layers save more, many are gentler: 7B dropping to 64 costs 3.0 TFLOPs over 4 layers and 5.5 over all 28."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,25 @@ class Plan:
     decoder_visual_lengths: tuple[int, ...]
     """Visual tokens entering each decoder layer."""
     visual_tokens: int
-    """Visual tokens handed to the projector and the decoder."""
+    """Visual tokens handed to the decoder."""
     visual_tokens_left: int
     """Visual tokens left after the last reducing layer."""
+    projector_drop: int = 0
+    """Visual tokens dropped at the projector's output."""
+    vision_after_mlp: bool = False
+    """Encoder layers drop after their MLP, not before it."""
+    decoder_after_mlp: bool = False
+    """The same of the decoder's layers."""
+
+    @property
+    def projector_tokens(self) -> int:
+        """Visual tokens that the projector runs on."""
+        return self.visual_tokens + self.projector_drop
+
+    @property
+    def full_visual_tokens(self) -> int:
+        """Visual tokens of an image that nothing is dropped of."""
+        return self.projector_tokens + self.vision_lengths[0] - self.vision_lengths[-1]
 
     @property
     def reduces_vision(self) -> bool:
@@ -47,7 +63,7 @@ class Plan:
 
     @property
     def reduces(self) -> bool:
-        return self.reduces_vision or self.reduces_language
+        return self.reduces_vision or self.reduces_language or self.projector_drop > 0
 
     def decoder_lengths(self, text_tokens: int) -> tuple[int, ...]:
         """Tokens, text included, entering each decoder layer; also the prompt's KV length in each layer."""
@@ -72,7 +88,7 @@ def spread(drop: int, layers: int) -> tuple[int, ...]:
     return (share + 1,) * extra + (share,) * (layers - extra)
 
 
-def _drops(drop: int, start: int, layers: int | None, depth: int, place: str) -> tuple[int, ...]:
+def _even(drop: int, start: int, layers: int | None, depth: int, place: str) -> tuple[int, ...]:
     """Drops for each of `depth` layers; `layers` None means all from `start` on."""
     count = depth - start if layers is None else layers
     if not 0 <= start < depth:
@@ -84,57 +100,133 @@ def _drops(drop: int, start: int, layers: int | None, depth: int, place: str) ->
     return (0,) * start + spread(drop, count) + (0,) * (depth - start - count)
 
 
+def _geometric(total: int, drop: int, at: Sequence[int], depth: int) -> tuple[int, ...]:
+    """Drops at some of `depth` layers, each leaving the same share of what enters it, rounded."""
+    share = (total - drop) / total
+    lengths = [round(total * share ** (step / len(at))) for step in range(len(at) + 1)]
+    drops = dict(zip(at, (before - after for before, after in pairwise(lengths)), strict=True))
+    return tuple(drops.get(layer, 0) for layer in range(depth))
+
+
 def _lengths(entering: int, drops: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(accumulate(drops, lambda length, drop: length - drop, initial=entering))
 
 
-def _split_drop(reduction: Reduction, drop: int) -> tuple[int, int]:
-    """The drop of the encoder and of the decoder."""
-    if reduction.places == ("vision",):
-        return drop, 0
-    if reduction.places == ("language",):
-        return 0, drop
+def _split_drop(reduction: Reduction, drop: int) -> dict[Place, int]:
+    """The drop at each place."""
+    if len(reduction.places) < 2:
+        return dict.fromkeys(reduction.places, drop)
     vision = round(reduction.split * drop)
-    return vision, drop - vision
+    return {"vision": vision, "language": drop - vision}
+
+
+def _layer_drops(reduction: Reduction, place: Place, total: int, drop: int, depth: int, run: int) -> tuple[int, ...]:
+    """The drop in each of the `run` layers, of `depth`, that run at `place`."""
+    if place not in reduction.places:
+        return (0,) * run
+    own = reduction.schedule(place)
+    vision = place == "vision"
+    start = reduction.vision_start if vision else reduction.language_start
+    count = reduction.vision_layers if vision else reduction.language_layers
+    if own.at and start is None and count is None:
+        at = sorted({min(run - 1, int(share * depth)) for share in own.at})
+        return _geometric(total, drop, at, run)
+    if start is None:
+        start = _first_layer(own.start, depth, run, vision)
+    if count is None and own.layers is not None:
+        count = min(own.layers, max(1, run - start))
+    return _even(drop, start, count, run, place)
+
+
+def _first_layer(start: int | float, depth: int, run: int, vision: bool) -> int:
+    if isinstance(start, int):
+        return start if start >= 0 else run + start
+    # Half of a tower is rounded down; a decoder's first layer has not seen the image's attention yet.
+    return int(start * depth) if vision else max(1, round(start * depth))
+
+
+def _check_drops(reduction: Reduction, place: Place, lengths: tuple[int, ...]) -> None:
+    """Raises ReductionError where a stage cannot drop as many tokens as a layer shall."""
+    filter_, _, compress = reduction.stages(place)
+    fresh = FRESH.get(compress, 0)
+    for layer, (before, after) in enumerate(pairwise(lengths)):
+        if before == after:
+            continue
+        if filter_ in HALVING and before - after + fresh > before // 2:
+            raise ReductionError(
+                f"filter={filter_} drops at most half of the tokens in a layer, and {place} layer {layer} "
+                f"shall drop {before - after} of {before}: spread the drop over more layers, or keep more."
+            )
+        if after <= fresh:
+            raise ReductionError(
+                f"compress={compress} makes {fresh} of the {after} tokens that layer {layer} leaves: "
+                f"keep {fresh + 1} at least."
+            )
+
+
+def window_counts(n_keep: int, grid: int) -> tuple[int, int]:
+    """Rows and columns of windows, `n_keep` in all and as square as can be, that a grid of patches is cut into.
+
+    Raises ReductionError where no such windows are at most twice as wide as high.
+    """
+    pairs = [(rows, n_keep // rows) for rows in range(isqrt(n_keep), 0, -1) if n_keep % rows == 0]
+    rows, columns = pairs[0]
+    if columns <= grid and columns <= 2 * rows:
+        return rows, columns
+    side = isqrt(n_keep)
+    raise ReductionError(
+        f"{n_keep} tokens cannot be left of a {grid} x {grid} grid by pooling, for lack of rows and columns that give "
+        f"that many: keep {side * side}, or {min(grid, side + 1) ** 2}."
+    )
+
+
+def _check_projector(reduction: Reduction, shape: ModelShape, total: int, drop: int) -> None:
+    if not drop:
+        return
+    if reduction.stages("projector")[0] == NEEDS_WINDOWS[0]:
+        if shape.vision.keeps_cls:
+            raise ReductionError("filter=windows needs the patches alone, and this model's decoder sees CLS as well.")
+        window_counts(total - drop, shape.vision.grid)
+    _check_drops(reduction, "projector", (total, total - drop))
 
 
 def _vision_drops(reduction: Reduction, shape: ModelShape, drop: int) -> tuple[int, ...]:
     vision = shape.vision
-    if "vision" not in reduction.places:
-        return (0,) * vision.layers_run
-    if drop >= vision.patches:
+    if drop and drop >= vision.patches:
         raise ReductionError(f"dropping {drop} of {vision.patches} patches leaves none in the encoder.")
-    start = vision.layers // 2 if reduction.vision_start is None else reduction.vision_start
-    return _drops(drop, start, reduction.vision_layers, vision.layers_run, "vision")
-
-
-def _decoder_drops(reduction: Reduction, shape: ModelShape, drop: int) -> tuple[int, ...]:
-    depth, count = shape.decoder.layers, reduction.language_layers
-    if "language" not in reduction.places:
-        return (0,) * depth
-    start = max(1, round(depth / 8)) if reduction.language_start is None else reduction.language_start
-    if count is None:
-        count = min(DEFAULT_LANGUAGE_LAYERS, max(1, depth - start))
-    return _drops(drop, start, count, depth, "language")
+    drops = _layer_drops(reduction, "vision", vision.patches, drop, vision.layers, vision.layers_run)
+    if any(drops):
+        _check_drops(reduction, "vision", _lengths(vision.patches, drops))
+        if reduction.stages("vision")[2] in FRESH and not vision.has_cls:
+            raise ReductionError(
+                f"compress={reduction.stages('vision')[2]} weighs patches by the attention of the CLS token, "
+                "and this model's tower has none: use compress=prune."
+            )
+    return drops
 
 
 @lru_cache(maxsize=256)
 def plan(reduction: Reduction, shape: ModelShape) -> Plan:
     """The drops and lengths of `reduction` on a model of `shape`.
 
-    Start layers that are None scale with depth: half of the encoder's layers (12 of 24), an eighth of the decoder's
-    (4 of 32, at least 1); counts of layers that are None mean all that run in the encoder, 4 in
-    the decoder. FiCoCo-VL gives `split` of the drop, rounded, to the encoder and the rest to the decoder.
-    Raises ReductionError where the model has fewer tokens or layers than asked for.
+    Start layers and counts of layers that are None are the method's own (`methods.Schedule`): FiCoCo starts at half of
+    the encoder's layers (12 of 24) and an eighth of the decoder's (4 of 32, at least 1), and reduces in all that run
+    of the encoder and 4 of the decoder. FiCoCo-VL gives `split` of the drop, rounded, to the encoder.
+    Raises ReductionError where the model has fewer tokens or layers than asked for, or a stage cannot do it.
     """
     total = shape.vision.visual_tokens
     drop = total - kept_tokens(reduction.keep, total) if reduction.places else 0
-    vision_drop, decoder_drop = _split_drop(reduction, drop)
-    vision_drops = _vision_drops(reduction, shape, vision_drop)
-    decoder_drops = _decoder_drops(reduction, shape, decoder_drop)
+    share = _split_drop(reduction, drop)
+    vision_drops = _vision_drops(reduction, shape, share.get("vision", 0))
     vision_lengths = _lengths(shape.vision.patches, vision_drops)
-    entering = vision_lengths[-1] + int(shape.vision.keeps_cls)
+    projected = vision_lengths[-1] + int(shape.vision.keeps_cls)
+    projector_drop = share.get("projector", 0)
+    _check_projector(reduction, shape, projected, projector_drop)
+    entering, depth = projected - projector_drop, shape.decoder.layers
+    decoder_drops = _layer_drops(reduction, "language", entering, share.get("language", 0), depth, depth)
     decoder_lengths = _lengths(entering, decoder_drops)
+    if any(decoder_drops):
+        _check_drops(reduction, "language", decoder_lengths)
     return Plan(
         vision_drops=vision_drops,
         decoder_drops=decoder_drops,
@@ -142,4 +234,7 @@ def plan(reduction: Reduction, shape: ModelShape) -> Plan:
         decoder_visual_lengths=decoder_lengths[:-1],
         visual_tokens=entering,
         visual_tokens_left=decoder_lengths[-1],
+        projector_drop=projector_drop,
+        vision_after_mlp=any(vision_drops) and reduction.schedule("vision").after_mlp,
+        decoder_after_mlp=any(decoder_drops) and reduction.schedule("language").after_mlp,
     )

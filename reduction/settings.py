@@ -9,13 +9,14 @@ from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from typing import Any, Literal, get_args, get_type_hints
 
+from reduction.combination import check_possible, check_stages
 from reduction.errors import ReductionError, unknown
-from reduction.methods import COMPRESSIONS, CORRELATIONS, FILTERS, METHODS, Place
+from reduction.methods import METHODS, Place, Schedule
 from reduction.notation import check_keep, parse_values, show
 
 __all__ = ["Reduction", "ReductionError", "option_types"]
 
-_SHARES = ("split", "lam", "beta", "gamma", "epsilon")
+_SHARES = ("split", "lam", "beta", "gamma", "epsilon", "context_share", "important_share")
 _COUNTS = {
     "vision_start": 0,
     "vision_layers": 1,
@@ -38,13 +39,13 @@ class Reduction:
     keep: int | str | None = None
     """Visual tokens left after the last reducing layer: a count, a share such as "11%", or None for all."""
     vision_start: int | None = None
-    """First reducing encoder layer, from 0; None: half of the encoder's depth (12 of 24)."""
+    """First reducing encoder layer, from 0; None: the method's (FiCoCo: half of the depth, 12 of 24)."""
     vision_layers: int | None = None
-    """Number of reducing encoder layers; None: all up to the layer whose states LLaVA reads."""
+    """Number of reducing encoder layers; None: the method's (FiCoCo: all up to the layer whose states LLaVA reads)."""
     language_start: int | None = None
-    """First reducing decoder layer, from 0; None: an eighth of the decoder's depth (4 of 32), at least 1."""
+    """First reducing decoder layer, from 0; None: the method's (FiCoCo: an eighth of the depth, 4 of 32)."""
     language_layers: int | None = None
-    """Number of reducing decoder layers; None: 4, or as many as there are."""
+    """Number of reducing decoder layers; None: the method's (FiCoCo: 4, or as many as there are)."""
     split: float = 0.5
     """ficoco-vl: share of the drop done in the encoder."""
     lam: float = 0.35
@@ -81,8 +82,13 @@ class Reduction:
     """Replaces the method's compress stage."""
     seed: int = 0
     """Seed of the random filter."""
+    context_share: float = 0.15625
+    """`dominant` filter: share of the tokens left that are contextual (10 of 64)."""
+    important_share: float = 0.5
+    """`important_and_diverse` filter: share of the tokens left that are chosen by importance."""
 
     def __post_init__(self) -> None:
+        check_possible(self.method)
         if self.method not in METHODS:
             raise unknown("reduction", self.method, METHODS)
         if self.method == "dense" and self.keep is not None:
@@ -93,7 +99,7 @@ class Reduction:
         check_keep(self.keep)
         self._check_choices()
         self._check_numbers()
-        self._check_stages()
+        check_stages(self.method, self.filter, self.correlate, self.compress)
 
     def _check_choices(self) -> None:
         for name, hint in option_types().items():
@@ -113,20 +119,6 @@ class Reduction:
         if not 0 < self.penalty < float("inf"):
             raise ReductionError(f"penalty is {self.penalty}: it must be a positive number (1 changes nothing).")
 
-    def _check_stages(self) -> None:
-        for what, known in (("filter", FILTERS), ("correlate", CORRELATIONS), ("compress", COMPRESSIONS)):
-            name = getattr(self, what)
-            if name is None:
-                continue
-            if name not in known:
-                raise unknown(f"{what} stage", name, known)
-            wrong = [place for place in METHODS[self.method] if place not in known[name]]
-            if wrong:
-                raise ReductionError(
-                    f"the {what} stage {name!r} is made for the {' and '.join(known[name])} model only, "
-                    f"and {self.method} reduces in the {' and '.join(METHODS[self.method])} model."
-                )
-
     @property
     def places(self) -> tuple[Place, ...]:
         """Where the method drops tokens."""
@@ -136,6 +128,10 @@ class Reduction:
         """Names of the filter, correlate and compress stages at `place`."""
         row = METHODS[self.method][place]
         return self.filter or row.filter, self.correlate or row.correlate, self.compress or row.compress
+
+    def schedule(self, place: Place) -> Schedule:
+        """Which layers of `place` drop by the method's own schedule."""
+        return METHODS[self.method][place].schedule
 
     @classmethod
     def parse(cls, text: str) -> Reduction:

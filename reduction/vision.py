@@ -1,7 +1,7 @@
-"""FiCoCo in the vision tower: CLIP's own layers run up to the feature layer, some of them with fewer tokens after.
+"""Reduction in the vision tower: CLIP's own layers run up to the feature layer, some of them with fewer tokens after.
 
-A layer drops between its attention residual and its MLP. Queries and keys are computed once, for the attention kernel
-and for the scores. The CLS token always stays, stays first, and takes part in no merge.
+A layer drops between its attention residual and its MLP, or behind it. Queries and keys are computed once, for the
+attention kernel and for the scores. The CLS token always stays, stays first, and takes part in no merge.
 Shapes: b batch, n patches left, t tokens (CLS and patches), w width.
 """
 
@@ -13,22 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from reduction.attention import attention_weights, masked_mean, mean_score, raw_scores, score_scale, take
-from reduction.compress import MERGES
-from reduction.correlate import from_scores, from_weights
-from reduction.filter import (
-    Partition,
-    drop_highest,
-    drop_random,
-    drop_stride,
-    key_distinctness,
-    redundancy,
-    take_both,
-)
-from reduction.grid import local_penalty
+from reduction.patches import Patches
 from reduction.schedule import Plan
 from reduction.settings import Reduction, ReductionError
+from reduction.stages import Reduced, reduce_tokens, reorders, sort_raster
 from reduction.tensors import Float, Int
+from reduction.views import Features
 
 
 class Tower(NamedTuple):
@@ -55,108 +45,58 @@ def tower_parts(model: nn.Module) -> Tower:
     )
 
 
-class Patches(NamedTuple):
-    """What the stages may look at in one layer: its queries and keys, heads side by side, and where patches lie."""
-
-    queries: Float[Tensor, "b t w"]
-    keys: Float[Tensor, "b t w"]
-    first: int
-    """Index of the first patch: 1 behind a CLS token, else 0."""
-    heads: int
-    cells: Int[Tensor, "b n"]
-    grid: int
-
-    @property
-    def scale(self) -> float:
-        return score_scale(self.heads, self.queries.shape[-1] // self.heads)
-
-    def by_head(self, tokens: Float[Tensor, "b t w"]) -> Float[Tensor, "b h t d"]:
-        return tokens.view(*tokens.shape[:2], self.heads, -1).transpose(1, 2)
-
-
-def _importance(patches: Patches, cls_scores: str) -> Float[Tensor, "b n"]:
-    """The second term of Eq. 1: the attention that CLS pays each patch, or Eq. 9-13 where that is chosen or needed."""
-    keys = patches.keys[:, patches.first :]
-    if cls_scores == "keys" or patches.first == 0:
-        return key_distinctness(keys, patches.heads)
-    cls_query = patches.queries[:, :1]
-    if cls_scores == "raw":
-        return mean_score(keys, cls_query.squeeze(1), patches.scale)
-    return attention_weights(patches.by_head(cls_query), patches.by_head(patches.keys))[:, 0, 1:]
-
-
-def _patch_weights(patches: Patches) -> Float[Tensor, "b n n"]:
-    """Attention weights among all patches: quadratic, for `patch_scores=softmax` only."""
-    queries = patches.queries[:, patches.first :]
-    return attention_weights(patches.by_head(queries), patches.by_head(patches.keys))[..., patches.first :]
-
-
-def patch_redundancy(patches: Patches, reduction: Reduction) -> Float[Tensor, "b n"]:
-    """Eq. 1 with the local penalty: s_i = λ mean_j A[i, j] - (1 - λ) A[CLS, i] over the patches j."""
-    if reduction.patch_scores == "softmax":
-        visual = _patch_weights(patches).mean(-1)
-    else:
-        mean_key = masked_mean(patches.keys[:, patches.first :])
-        visual = mean_score(patches.queries[:, patches.first :], mean_key, patches.scale)
-    scores = redundancy(visual, _importance(patches, reduction.cls_scores), reduction.lam, reduction.normalise)
-    if not reduction.local_penalty:
-        return scores
-    return local_penalty(scores, patches.cells, patches.grid, reduction.window, reduction.penalty)
-
-
-def partition_patches(patches: Patches, n_drop: int, reduction: Reduction) -> Partition:
-    """The filter stage: which patches stay."""
-    name, (batch, count), device = reduction.stages("vision")[0], patches.cells.shape, patches.cells.device
-    if name == "random":
-        return drop_random(batch, count, n_drop, reduction.seed, device)
-    if name == "stride":
-        return drop_stride(batch, count, n_drop, device)
-    return drop_highest(patch_redundancy(patches, reduction), n_drop)
-
-
-def correlate_patches(patches: Patches, split: Partition, reduction: Reduction) -> Float[Tensor, "b s k"]:
-    """The correlate stage: C[i, j] = A[i, j], dropped patches by kept ones."""
-    queries = take(patches.queries, split.dropped + patches.first)
-    if reduction.patch_scores == "softmax":
-        weights = attention_weights(patches.by_head(queries), patches.by_head(patches.keys))
-        columns = (split.kept + patches.first).unsqueeze(1).expand(-1, weights.shape[1], -1)
-        return from_weights(weights.gather(2, columns))
-    return from_scores(raw_scores(queries, take(patches.keys, split.kept + patches.first), patches.scale))
-
-
 def reduce_patches(
-    hidden: Float[Tensor, "b t w"], patches: Patches, n_drop: int, reduction: Reduction
-) -> tuple[Float[Tensor, "b u w"], Int[Tensor, "b k"]]:
-    """One layer's reduction: the tokens that go on (CLS first where there is one) and the indices of kept patches."""
-    split = partition_patches(patches, n_drop, reduction)
-    compress = reduction.stages("vision")[2]
-    if compress == "prune":
-        kept = take(hidden, split.kept + patches.first)
-    else:
-        targets, sources = take_both(hidden, split, patches.first)
-        kept = MERGES[compress](targets, sources, correlate_patches(patches, split, reduction), reduction.epsilon)
-    return torch.cat([hidden[:, : patches.first], kept], dim=1), split.kept
-
-
-def _reducing_layer(
-    layer: Any,
     hidden: Float[Tensor, "b t w"],
-    cells: Int[Tensor, "b n"],
-    tower: Tower,
+    patches: Patches,
     n_drop: int,
     reduction: Reduction,
-) -> tuple[Float[Tensor, "b u w"], Int[Tensor, "b k"]]:
-    """One encoder layer with a reduction between its attention residual and its MLP."""
-    attention = layer.self_attn
+    sizes: Float[Tensor, "b n"] | None = None,
+) -> Reduced:
+    """One layer's reduction: the tokens that go on (CLS first where there is one) and the indices of kept patches."""
+    patches.states = hidden[:, patches.first :]
+    left = reduce_tokens(patches, hidden, n_drop, reduction, sizes)
+    return left._replace(states=torch.cat([hidden[:, : patches.first], left.states], dim=1))
+
+
+class _Run(NamedTuple):
+    """What goes from layer to layer: states, where the patches lie, and how many each stands for (None: one)."""
+
+    hidden: Float[Tensor, "b t w"]
+    cells: Int[Tensor, "b n"]
+    sizes: Float[Tensor, "b n"] | None
+
+
+def _proportional(run: _Run) -> Float[Tensor, "b 1 1 t"] | None:
+    """ToMe's proportional attention: the logarithm of a token's size is added to what is paid to it."""
+    if run.sizes is None:
+        return None
+    cls = run.hidden.shape[1] - run.sizes.shape[1]
+    return functional.pad(run.sizes.log(), (cls, 0))[:, None, None].to(run.hidden.dtype)
+
+
+def _reducing_layer(layer: Any, run: _Run, tower: Tower, n_drop: int, plan: Plan, reduction: Reduction) -> _Run:
+    """One encoder layer with a reduction between its attention residual and its MLP, or behind it."""
+    attention, hidden = layer.self_attn, run.hidden
     normed = layer.layer_norm1(hidden)
     queries, keys, values = attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed)
-    patches = Patches(queries, keys, int(tower.has_cls), attention.num_heads, cells, tower.grid)
+    patches = Patches(queries, keys, int(tower.has_cls), attention.num_heads, run.cells, tower.grid)
     mixed = functional.scaled_dot_product_attention(
-        patches.by_head(queries), patches.by_head(keys), patches.by_head(values), scale=attention.scale
+        patches.by_head(queries),
+        patches.by_head(keys),
+        patches.by_head(values),
+        attn_mask=_proportional(run),
+        scale=attention.scale,
     )
-    hidden = hidden + attention.out_proj(mixed.transpose(1, 2).flatten(2))
-    hidden, kept = reduce_patches(hidden, patches, n_drop, reduction)
-    return hidden + layer.mlp(layer.layer_norm2(hidden)), cells.gather(1, kept)
+    run = run._replace(hidden=hidden + attention.out_proj(mixed.transpose(1, 2).flatten(2)))
+    if n_drop and not plan.vision_after_mlp:
+        run = _dropped(run, patches, n_drop, reduction)
+    run = run._replace(hidden=run.hidden + layer.mlp(layer.layer_norm2(run.hidden)))
+    return _dropped(run, patches, n_drop, reduction) if n_drop and plan.vision_after_mlp else run
+
+
+def _dropped(run: _Run, patches: Patches, n_drop: int, reduction: Reduction) -> _Run:
+    left = reduce_patches(run.hidden, patches, n_drop, reduction, run.sizes)
+    return _Run(left.states, run.cells.gather(1, left.kept), left.sizes)
 
 
 def feature_layers(model: nn.Module) -> list[int]:
@@ -181,15 +121,24 @@ def run_tower(
     if tower.first_norm is not None:
         hidden = tower.first_norm(hidden)
     cells = torch.arange(tower.grid**2, device=hidden.device).expand(len(hidden), -1)
-    states = {0: hidden}
+    run, states = _Run(hidden, cells, None), {0: hidden}
     for index, n_drop in enumerate(plan.vision_drops):
         layer: Any = tower.layers[index]
-        if n_drop:
-            hidden, cells = _reducing_layer(layer, hidden, cells, tower, n_drop, reduction)
+        if n_drop or run.sizes is not None:
+            run = _reducing_layer(layer, run, tower, n_drop, plan, reduction)
         else:
-            hidden = layer(hidden, None)
-        states[index + 1] = hidden
-    return [states[index] for index in wanted], cells
+            run = run._replace(hidden=layer(run.hidden, None))
+        states[index + 1] = run.hidden
+    if plan.reduces_vision and reorders(reduction.stages("vision")):
+        run = _in_raster_order(run)
+        states[wanted[0]] = run.hidden
+    return [states[index] for index in wanted], run.cells
+
+
+def _in_raster_order(run: _Run) -> _Run:
+    first = run.hidden.shape[1] - run.cells.shape[1]
+    left = sort_raster(Reduced(run.hidden[:, first:], run.cells), run.cells)
+    return _Run(torch.cat([run.hidden[:, :first], left.states], dim=1), left.kept, None)
 
 
 def encode_images(
@@ -207,4 +156,19 @@ def encode_images(
         states = [state[:, 1:] for state in states]
     elif tower_parts(model).has_cls:
         cells = torch.cat([torch.zeros_like(cells[:, :1]), cells + 1], dim=1)
-    return core.multi_modal_projector(states[0] if len(states) == 1 else torch.cat(states, dim=-1)), cells
+    features = core.multi_modal_projector(states[0] if len(states) == 1 else torch.cat(states, dim=-1))
+    return reduce_features(features, cells, tower_parts(model).grid, plan, reduction)
+
+
+def reduce_features(
+    features: Float[Tensor, "b t d"], cells: Int[Tensor, "b t"], grid: int, plan: Plan, reduction: Reduction
+) -> tuple[Float[Tensor, "b u d"], Int[Tensor, "b u"]]:
+    """The reduction at the projector's output, where the plan has one."""
+    if not plan.projector_drop:
+        return features, cells
+    left = reduce_tokens(Features(features, grid), features, plan.projector_drop, reduction)
+    cells = cells.gather(1, left.kept)
+    if reorders(reduction.stages("projector")):
+        left = sort_raster(left, cells)
+        cells = cells.sort(dim=1).values
+    return left.states, cells

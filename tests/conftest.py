@@ -5,7 +5,10 @@ from __future__ import annotations
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-CHECKED = ("attention", "compress", "correlate", "filter", "grid", "language", "layout", "vision")
+CHECKED = (
+    *("attention", "block", "compress", "correlate", "diversity", "filter", "grid", "language", "layout", "matching"),
+    *("patches", "selection", "stages", "views", "vision"),
+)
 """The modules of `reduction` that take tensors; the others check their values themselves, with better sentences."""
 
 ENGINE = ("decoder", "engine", "generation", "kv_cache")

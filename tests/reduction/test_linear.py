@@ -9,8 +9,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reduction.language import reduce_visual
+from reduction.patches import Patches
 from reduction.settings import Reduction
-from reduction.vision import Patches, reduce_patches
+from reduction.vision import reduce_patches
 
 COUNT, DROP = 100, 20
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "_unique2")

@@ -51,7 +51,7 @@ def test_short_names_mean_the_methods_own_place() -> None:
     ("text", "sentence"),
     [
         ("ficoko-v:64", "unknown reduction 'ficoko-v': did you mean 'ficoco-v'?"),
-        ("zzz", "unknown reduction 'zzz': known: dense, ficoco-v, ficoco-l, ficoco-vl."),
+        ("zzz", "unknown reduction 'zzz': known: dense, ficoco-v, ficoco-l, ficoco-vl, random, "),
         ("ficoco-v:64,epsilom=1", "unknown reduction option 'epsilom': did you mean 'epsilon'?"),
         ("ficoco-v:64,method=dense", "unknown reduction option 'method'"),
         ("ficoco-v", "does not say how many visual tokens to keep"),

@@ -125,11 +125,11 @@ def test_sets_without_scores(count: int, n_drop: int, seed: int) -> None:
     n_drop = min(n_drop, count - 1)
     device = torch.device("cpu")
     random = drop_random(2, count, n_drop, seed, device)
-    check_partition(*random, count)
+    check_partition(random.kept, random.dropped, count)
     assert torch.equal(random.kept[0], random.kept[1])
     assert torch.equal(random.kept, drop_random(2, count, n_drop, seed, device).kept)
     stride = drop_stride(2, count, n_drop, device)
-    check_partition(*stride, count)
+    check_partition(stride.kept, stride.dropped, count)
     gaps = stride.kept[0].diff()
     assert gaps.numel() == 0 or gaps.max() - gaps.min() <= 1
 

@@ -1,0 +1,67 @@
+"""Filter, correlate, compress at any place: the three stages of a setting applied to one layer's visual tokens.
+
+Shapes: b batch, n visual tokens, k kept, s dropped, w width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from reduction.attention import take
+from reduction.filter import Partition, take_both
+from reduction.methods import COMPRESSIONS, CORRELATIONS, FILTERS, FRESH, REORDERS
+from reduction.settings import Reduction
+from reduction.tensors import Float, Int
+from reduction.views import View, function_of, in_raster_order
+
+
+class Reduced(NamedTuple):
+    """The visual tokens that are left."""
+
+    states: Float[Tensor, "b k w"]
+    kept: Int[Tensor, "b k"]
+    """Which tokens they were. A token made anew stands where the dropped token stood that gives most to it."""
+    sizes: Float[Tensor, "b k"] | None = None
+    """How many tokens each stands for, where the compress stage counts them."""
+
+
+def reorders(stages: tuple[str, str, str]) -> bool:
+    """Whether these stages leave tokens out of raster order."""
+    return any(stage in REORDERS for stage in stages)
+
+
+def reduce_tokens(
+    view: View,
+    states: Float[Tensor, "b t w"],
+    n_drop: int,
+    reduction: Reduction,
+    sizes: Float[Tensor, "b n"] | None = None,
+) -> Reduced:
+    """The visual tokens left of those in `states` (from `view.first` on) when there shall be `n_drop` fewer.
+
+    `sizes` are how many tokens each stands for so far, None where each is one.
+    """
+    filter_, correlate, compress = reduction.stages(view.place)
+    fresh = FRESH.get(compress, 0)
+    split: Partition = function_of(FILTERS, filter_, view.place)(view, n_drop + fresh, reduction)
+    if compress == "prune":
+        return Reduced(take(states, split.kept + view.first), split.kept)
+    targets, sources = take_both(states, split, view.first)
+    correlation = function_of(CORRELATIONS, correlate, view.place)(view, split, reduction)
+    both = None if sizes is None else (sizes.gather(1, split.kept), sizes.gather(1, split.dropped))
+    tokens, counts = function_of(COMPRESSIONS, compress, view.place)(targets, sources, correlation, reduction, both)
+    kept = split.kept
+    if fresh:
+        given = correlation[..., -fresh:].argmax(1)
+        kept = torch.cat([kept, split.dropped.gather(1, given)], dim=1)
+    return Reduced(tokens, kept, counts)
+
+
+def sort_raster(reduced: Reduced, cells: Int[Tensor, "b k"]) -> Reduced:
+    """The tokens sorted by the raster index of where they stood."""
+    order = in_raster_order(cells)
+    sizes = None if reduced.sizes is None else reduced.sizes.gather(1, order)
+    return Reduced(take(reduced.states, order), reduced.kept.gather(1, order), sizes)
