@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("dense", "ficoco-v", "ficoco-l", "ficoco-vl")
 EXCLUDED = (".git", ".venv", "out", "tests")
 RAY_SECONDS = 120.0
-SHARDS, SCENES = 4, 24
+SHARDS, SCENES = 4, 60
 """Of the demo corpus: shards, and scenes in each."""
 
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results: dict[str, dict[str, Any]] = {}
     if not options.corpus.exists():
         print(f"drawing {SHARDS * SCENES} scenes to {options.corpus}", flush=True)
-        write(options.corpus, SHARDS, SCENES)
+        write(options.corpus, SHARDS, SCENES, most=1)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that Ray is stopped then too
     with local_ray(options.output) as environment:
         for method in options.methods:

@@ -119,9 +119,7 @@ def main() -> None:
     features = tower_features(tower.eval(), Arrays(args.data), args.data / "features.npy")
     held_out = tower_features(tower, Arrays(args.evaluation), args.evaluation / "features.npy")
     tokenizer = (
-        PreTrainedTokenizerFast.from_pretrained(args.resume)
-        if args.resume
-        else build_tokenizer(texts_for_tokenizer())
+        PreTrainedTokenizerFast.from_pretrained(args.resume) if args.resume else build_tokenizer(texts_for_tokenizer())
     )
     talk = Conversations(tokenizer)
     model = LlavaForConditionalGeneration(llava_config())

@@ -31,6 +31,12 @@ def test_the_shards_hold_what_was_drawn(tmp_path: Path) -> None:
     assert json.loads(first.meta)["objects"] == len(sample_scene(EVALUATION, FIRST + 3).objects)
 
 
+def test_a_limit_asks_other_kinds_from_scene_to_scene() -> None:
+    asked = [json.loads(sample(index, 1)["json"])["questions"] for index in range(12)]
+    assert {len(questions) for questions in asked} == {1}
+    assert len({questions[0]["kind"] for questions in asked}) > 3
+
+
 def test_webdataset_reads_it(tmp_path: Path) -> None:
     write(tmp_path, 1, 4)
     dataset = webdataset.WebDataset(str(tmp_path / "00000.tar"), shardshuffle=False)

@@ -13,7 +13,7 @@ import torch
 
 from jobs.benchmark_engine import make_work, parse_arguments, split_settings
 from pipeline.engine import Engine
-from pipeline.engine_timing import realised_shares, run_once, work_flops
+from pipeline.engine_timing import REDUCING, realised_shares, run_once, work_flops
 from pipeline.generation import GenerationSettings
 from pipeline.random_model import random_llava, shape_config
 from reduction.flops import count
@@ -104,14 +104,11 @@ def test_work_flops_are_the_sum_of_its_requests() -> None:
 
 
 def test_timing_leaves_the_functions_it_times_as_they_were() -> None:
-    import pipeline.decoder
-    import reduction.vision
-
-    before = (reduction.vision.reduce_patches, pipeline.decoder.reduce_block)
+    before = [getattr(module, name) for module, name in REDUCING]
     engine = toy_engine("ficoco-v:6")
     work = make_work(engine.model, parse_arguments(["--model-shape", "toy", "--batch-size", "1"]))
     run_once(engine, work, None)
-    assert (reduction.vision.reduce_patches, pipeline.decoder.reduce_block) == before
+    assert [getattr(module, name) for module, name in REDUCING] == before
     assert engine.stopwatch.seconds["reduction"] > 0
 
 
