@@ -84,7 +84,8 @@ def make_work(model: Any, args: argparse.Namespace) -> Work:
     side, vocabulary = model.config.vision_config.image_size, model.config.text_config.vocab_size
     count = args.batch_size // args.questions_per_image
     images = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=generator)
-    ids = torch.randint(FIRST_WORD, vocabulary * 9 // 10, (args.batch_size, args.text_tokens), generator=generator).tolist()
+    size = (args.batch_size, args.text_tokens)
+    ids = torch.randint(FIRST_WORD, vocabulary * 9 // 10, size, generator=generator).tolist()
     suffixes = [tuple(row[PREFIX_TOKENS:]) for row in ids]
     requests = tuple(Request(i // args.questions_per_image, s) for i, s in enumerate(suffixes))
     return Work(images, tuple(ids[0][:PREFIX_TOKENS]), requests, args.new_tokens)
