@@ -11,10 +11,10 @@ from reduction.methods import (
     FILTERS,
     FRESH,
     IMPOSSIBLE,
+    LEADS_TO,
     METHODS,
     NEEDS_WINDOWS,
     PLACES,
-    WEIGHTS,
     Place,
 )
 
@@ -52,11 +52,12 @@ def _names(places: Iterable[Place]) -> str:
 def _check_combination(filter_: str, correlate: str, compress: str) -> None:
     if compress == "prune":
         return
-    pairs = [name for name in CORRELATIONS if name != "none" and name not in WEIGHTS]
-    if compress in FRESH and correlate not in WEIGHTS:
+    pairs = [name for name in CORRELATIONS if name != "none" and name not in LEADS_TO]
+    if compress in FRESH and LEADS_TO.get(correlate) != compress:
+        fitting = next(name for name, taker in LEADS_TO.items() if taker == compress)
         raise ReductionError(
-            f"compress={compress} makes one token out of all that are dropped, so it needs a weight for each of them, "
-            f"and correlate={correlate} gives none: add correlate={WEIGHTS[0]}."
+            f"compress={compress} makes a token out of all that are dropped, so it needs a weight for each of them, "
+            f"and correlate={correlate} gives none that it can take: add correlate={fitting}."
         )
     if compress not in FRESH and correlate not in pairs:
         raise ReductionError(

@@ -34,6 +34,7 @@ FILTERS: dict[str, Bound] = {
     "stride": _everywhere("selection:stride_tokens"),
     "windows": {"projector": "selection:one_per_window"},
     "cls": {"vision": "selection:most_important"},
+    "cls_one_head": {"vision": "prumerge:most_attended"},
     "last_token": {"language": "selection:most_important"},
     "bipartite": _everywhere("matching:bipartite"),
     "dominant": {"vision": "matching:dominant", "language": "matching:dominant"},
@@ -50,6 +51,7 @@ CORRELATIONS: dict[str, Bound] = {
     "attention_and_text": {"language": "language:attention_and_text"},
     "cosine": _everywhere("matching:cosine"),
     "window": {"projector": "selection:same_window"},
+    "nearest": {"vision": "prumerge:nearest_and_all"},
     "importance": {"vision": "matching:importance", "language": "matching:importance"},
 }
 
@@ -58,14 +60,15 @@ COMPRESSIONS: dict[str, Bound] = {
     "mean": _everywhere("compress:average_stage"),
     "size_mean": _everywhere("compress:join_best"),
     "fuse": _everywhere("compress:fuse"),
+    "add": {"vision": "prumerge:add"},
     "prune": _everywhere(""),
 }
 
-WEIGHTS = ("importance",)
-"""Correlations that give a dropped token one weight, for a token made anew; the others lead to the tokens kept."""
+LEADS_TO: dict[str, str] = {"importance": "fuse", "nearest": "add"}
+"""Correlations that lead to tokens made anew -> the one compress stage that takes them; others lead to kept tokens."""
 NEEDS_WINDOWS = ("windows", "window")
 """This filter alone keeps a token in each window, which this correlation leads to."""
-FRESH = {"fuse": 1}
+FRESH = {"fuse": 1, "add": 1}
 """Compress stages that make tokens anew -> how many; they count among the tokens left."""
 HALVING = ("bipartite",)
 """Filters that drop at most half of the tokens in a layer."""
@@ -113,6 +116,7 @@ METHODS: dict[str, dict[Place, Stages]] = {
     "tome": {"vision": Stages("bipartite", "cosine", "size_mean", Schedule(0))},
     "evit": {"vision": Stages("cls", "importance", "fuse", Schedule(at=(0.25, 0.5, 0.75)))},
     "visionzip": {"vision": Stages("dominant", "cosine", "size_mean", _LAST)},
+    "prumerge": {"vision": Stages("cls_one_head", "nearest", "add", _LAST)},
     "hired": {"vision": Stages("cls", schedule=Schedule(-1, 1))},
     "vispruner": {"vision": Stages("important_and_diverse", schedule=_LAST)},
     "divprune": {"projector": Stages("max_min")},

@@ -45,8 +45,11 @@ FILTER_FLOPS: dict[str, Callable[[Sizes], int]] = {
     "bipartite": _bipartite,
     "max_min": _pairs,
     "important_and_diverse": _pairs,
+    "cls_one_head": lambda sizes: sizes.importance,
 }
 CORRELATE_FLOPS: dict[str, Callable[[Sizes], int]] = {
+    # All heads as one: keys as wide as the states, and the attention of CLS once more.
+    "nearest": lambda sizes: 2 * sizes.s * (sizes.n - sizes.s) * sizes.width + sizes.importance,
     "cosine": lambda sizes: 2 * sizes.s * (sizes.n - sizes.s) * sizes.metric,
 }
 BY_IMPORTANCE = ("cls", "last_token", "dominant", "important_and_diverse", "importance")
@@ -62,7 +65,7 @@ def shared_terms(stages: tuple[str, str, str], sizes: Sizes) -> dict[str, int]:
         "importance": sizes.importance if any(stage in BY_IMPORTANCE for stage in used) else 0,
     }
     if compress != "prune":
-        columns = FRESH.get(compress, sizes.n - sizes.s)
+        columns = 1 if compress == "fuse" else sizes.n - sizes.s + FRESH.get(compress, 0)
         terms["correlate"] = CORRELATE_FLOPS.get(correlate, _nothing)(sizes)
         terms["compress"] = 2 * sizes.s * columns * sizes.width
     return terms

@@ -129,7 +129,10 @@ def test_methods_of_the_text_tower_say_what_they_lack(name: str) -> None:
     ("text", "sentence"),
     [
         ("fastv:64,compress=merge", "correlate=none does not say into which: add correlate=cosine"),
-        ("ficoco-v:64,compress=fuse", "needs a weight for each of them, and correlate=attention gives none"),
+        (
+            "ficoco-v:64,compress=fuse",
+            "correlate=attention gives none that it can take: add correlate=importance",
+        ),
         ("evit:64,compress=merge", "correlate=importance does not say into which"),
         ("average-pool:64,filter=random", "filter=random does not keep one in each: use filter=windows"),
         ("random:64,filter=cls", "made for the vision model only, and random reduces in the projector's output"),
