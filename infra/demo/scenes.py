@@ -183,7 +183,7 @@ def _background(rng: np.random.Generator, scene: Scene) -> np.ndarray:
     angle = float(rng.uniform(0, math.pi))
     along = x * math.cos(angle) + y * math.sin(angle)
     if scene.texture == "plain":
-        mix = np.zeros((h, w), np.float32)
+        mix: np.ndarray = np.zeros((h, w), np.float32)
     elif scene.texture == "gradient":
         mix = (along - along.min()) / np.float32(np.ptp(along) + 1)
     elif scene.texture == "stripes":
