@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.kv_cache import KVCache
-from reduction.language import VisualBlock, reduce_block
+from reduction.block import VisualBlock
+from reduction.language import reduce_block
 from reduction.schedule import Plan
 from reduction.settings import Reduction
 from reduction.tensors import Bool, Float, Int

@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -53,7 +53,7 @@ class Preparation:
         self.limits, self.window = limits or ReadLimits(), window
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="decode-images")
 
-    def windows(self, ref: ShardRef, limit: int | None = None) -> Iterator[Window]:
+    def windows(self, ref: ShardRef, limit: int | None = None) -> Generator[Window, None, None]:
         """Yield the windows of a shard, or of its first `limit` samples."""
         ready: queue.Queue[Window | BaseException] = queue.Queue(maxsize=1)
         abandoned = threading.Event()

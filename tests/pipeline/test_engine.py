@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -35,7 +37,7 @@ def pictures(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, (count, 56, 56, 3), dtype=torch.uint8, generator=generator)
 
 
-def make_engine(model: torch.nn.Module, text: str, **settings: float) -> Engine:
+def make_engine(model: Any, text: str, **settings: Any) -> Engine:
     generation = GenerationSettings(**{"max_new_tokens": 12, **settings})
     return Engine(
         model, Reduction.parse(text), mean=MEAN, std=STD, stop_tokens=frozenset([EOS_TOKEN, 5, 11]), settings=generation
@@ -43,7 +45,7 @@ def make_engine(model: torch.nn.Module, text: str, **settings: float) -> Engine:
 
 
 def generated_by_transformers(
-    model: torch.nn.Module, text: str, images: torch.Tensor, asked: list[list[int]]
+    model: Any, text: str, images: torch.Tensor, asked: list[list[int]]
 ) -> list[tuple[int, ...]]:
     pixels = (images.permute(0, 3, 1, 2).float() / 255 - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(
         1, 3, 1, 1
