@@ -122,6 +122,17 @@ class Decoder:
         )
         return _rotate(queries, *rotation), _rotate(keys, *rotation), values
 
+    def _look_ahead(
+        self, layer: Any, hidden: Float[Tensor, "b t d"], rotation: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the rotated queries and keys that a layer would make of the states."""
+        normed, attention = layer.input_layernorm(hidden), layer.self_attn
+        queries, keys = (
+            project(normed).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for project in (attention.q_proj, attention.k_proj)
+        )
+        return _rotate(queries, *rotation), _rotate(keys, *rotation)
+
     def _attend(
         self,
         layer: Any,
@@ -141,13 +152,19 @@ class Decoder:
         self, index: int, layer: Any, hidden: Tensor, positions: Tensor, prompts: Prompts, cache: KVCache
     ) -> tuple[Float[Tensor, "q u d"], Int[Tensor, "q u"]]:
         """One layer over whole prompts, with its reduction between attention and MLP where the plan has one."""
-        queries, keys, values = self._project(layer, hidden, self._rotation(hidden, positions))
+        rotation = self._rotation(hidden, positions)
+        queries, keys, values = self._project(layer, hidden, rotation)
         cache.put(index, 0, keys, values)
         hidden = self._attend(layer, hidden, queries, keys, values)
         drop = self.plan.decoder_drops[index]
-        if drop:
+        if drop and not self.plan.decoder_after_mlp:
             hidden, positions = self._reduce(hidden, positions, queries, keys, drop, prompts, index)
-        return hidden + layer.mlp(layer.post_attention_layernorm(hidden)), positions
+        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        if drop and self.plan.decoder_after_mlp:
+            if self.plan.decoder_by_next:
+                queries, keys = self._look_ahead(self.llama.layers[index + 1], hidden, rotation)
+            hidden, positions = self._reduce(hidden, positions, queries, keys, drop, prompts, index)
+        return hidden, positions
 
     def _reduce(
         self, hidden: Tensor, positions: Tensor, queries: Tensor, keys: Tensor, drop: int, prompts: Prompts, index: int
@@ -155,7 +172,9 @@ class Decoder:
         start = len(prompts.prefix)
         end = start + self.plan.decoder_visual_lengths[index]
         words = torch.arange(prompts.suffix.shape[1], device=hidden.device) < prompts.lengths.unsqueeze(1)
-        block = VisualBlock(queries[:, :, start:end], queries[:, :, end:], keys, text=words)
+        block = VisualBlock(
+            queries[:, :, start:end], queries[:, :, end:], keys, text=words, text_states=hidden[:, end:]
+        )
         visual, kept = reduce_block(hidden[:, start:end], block, drop, self.reduction)
         reduced = torch.cat([hidden[:, :start], visual, hidden[:, end:]], 1)
         if self.packed:

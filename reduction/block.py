@@ -26,9 +26,10 @@ class VisualBlock(View):
         keys: Float[Tensor, "b g t d"],
         text: Bool[Tensor, "b m"] | None = None,
         prefix: Bool[Tensor, "b p"] | None = None,
+        text_states: Float[Tensor, "b m w"] | None = None,
     ) -> None:
         self.visual_queries, self.text_queries, self.keys = visual_queries, text_queries, keys
-        self.text, self.prefix = text, prefix
+        self.text, self.prefix, self.text_states = text, prefix, text_states
         self.place, self.first = "language", 0
         self.count, self.words = visual_queries.shape[2], text_queries.shape[2]
         self.start = keys.shape[2] - self.count - self.words

@@ -74,6 +74,14 @@ def _attend(
     return hidden + attention.o_proj(mixed.transpose(1, 2).flatten(2)), queries, keys
 
 
+def look_ahead(layer: Any, hidden: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The rotated queries and keys that a layer would make of the states."""
+    attention, normed = layer.self_attn, layer.input_layernorm(hidden)
+    heads = (*hidden.shape[:2], -1, attention.head_dim)
+    queries, keys = (project(normed).view(heads).transpose(1, 2) for project in (attention.q_proj, attention.k_proj))
+    return apply_rotary_pos_emb(queries, keys, *rotation)
+
+
 def prefill(
     decoder: Any,
     hidden: Tensor,
@@ -89,7 +97,7 @@ def prefill(
     `kept` (b, n) are the visual tokens that enter, `position_ids` the source's. Returns the states and tokens left.
     """
     rotation, mask = None, None
-    for layer, n_drop in zip(decoder.layers, plan.decoder_drops, strict=True):
+    for place, (layer, n_drop) in enumerate(zip(decoder.layers, plan.decoder_drops, strict=True)):
         if rotation is None:
             positions = layout.positions(position_ids, kept, reduction.positions)
             rotation = decoder.rotary_emb(hidden, position_ids=positions)
@@ -98,6 +106,10 @@ def prefill(
             hidden = layer(hidden, attention_mask=mask, position_embeddings=rotation, past_key_values=cache)
             continue
         hidden, queries, keys = _attend(layer, hidden, rotation, mask, cache)
+        if plan.decoder_after_mlp:
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        if plan.decoder_by_next:
+            queries, keys = look_ahead(decoder.layers[place + 1], hidden, rotation)
         hidden, index = reduce_visual(
             hidden,
             queries,
@@ -109,7 +121,8 @@ def prefill(
             text=layout.suffix if layout.padded else None,
             prefix=layout.prefix if layout.padded else None,
         )
-        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        if not plan.decoder_after_mlp:
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         kept, rotation = kept.gather(1, index), None
     return decoder.norm(hidden), kept
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from reduction.attention import masked_mean, mean_score, raw_scores, take
-from reduction.block import VisualBlock
+from reduction.block import VisualBlock as VisualBlock
 from reduction.correlate import from_scores, from_weights, mixed, through_text
 from reduction.filter import Partition, drop_highest, redundancy
 from reduction.settings import Reduction
@@ -125,7 +125,7 @@ def reduce_visual(
     Returns the sequence without the `n_drop` dropped tokens and the ascending indices, in the block, of those kept.
     """
     end = start + count
-    block = VisualBlock(queries[:, :, start:end], queries[:, :, end:], keys, text, prefix)
+    block = VisualBlock(queries[:, :, start:end], queries[:, :, end:], keys, text, prefix, hidden[:, end:])
     kept, index = reduce_block(hidden[:, start:end], block, n_drop, reduction)
     return torch.cat([hidden[:, :start], kept, hidden[:, end:]], dim=1), index
 

@@ -36,6 +36,7 @@ FILTERS: dict[str, Bound] = {
     "cls": {"vision": "selection:most_important"},
     "cls_one_head": {"vision": "prumerge:most_attended"},
     "last_token": {"language": "selection:most_important"},
+    "unlike_pivots": {"language": "pivots:unlike_pivots"},
     "bipartite": _everywhere("matching:bipartite"),
     "dominant": {"vision": "matching:dominant", "language": "matching:dominant"},
     "max_min": _everywhere("diversity:max_min"),
@@ -88,6 +89,8 @@ class Schedule:
     """Instead of both: shares of the depth, each layer there keeping the same share of its tokens."""
     after_mlp: bool = False
     """The drop comes after the layer's MLP, not between its attention and its MLP."""
+    by_next: bool = False
+    """Decoder, after the MLP: stages look at the queries and keys that the next layer makes of the states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,10 @@ METHODS: dict[str, dict[Place, Stages]] = {
     "stride": {"projector": Stages("stride")},
     "average-pool": {"projector": Stages("windows", "window", "size_mean")},
     "fastv": {"language": Stages("last_token", schedule=Schedule(1, 1))},
+    "pyramiddrop": {
+        "language": Stages("last_token", schedule=Schedule(at=(0.25, 0.5, 0.75), after_mlp=True, by_next=True))
+    },
+    "dart": {"language": Stages("unlike_pivots", schedule=Schedule(1, 1, after_mlp=True))},
     "tome": {"vision": Stages("bipartite", "cosine", "size_mean", Schedule(0))},
     "evit": {"vision": Stages("cls", "importance", "fuse", Schedule(at=(0.25, 0.5, 0.75)))},
     "visionzip": {"vision": Stages("dominant", "cosine", "size_mean", _LAST)},

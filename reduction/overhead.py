@@ -102,7 +102,12 @@ def language_terms(
     batch are products too, 2 FLOPs per word and visual token at most.
     """
     terms: Counter[str] = Counter()
+    decoder = shape.decoder
     for n, r in zip(plan.decoder_visual_lengths, plan.decoder_drops, strict=True):
-        if r:
-            terms.update(_language_layer(shape.decoder, n, r, prefix_tokens, text_tokens, reduction))
+        if not r:
+            continue
+        terms.update(_language_layer(decoder, n, r, prefix_tokens, text_tokens, reduction))
+        if plan.decoder_by_next:
+            heads = (decoder.heads + decoder.kv_heads) * decoder.head_dim
+            terms["next_layer"] += 2 * (prefix_tokens + n + text_tokens) * decoder.width * heads
     return dict(terms)

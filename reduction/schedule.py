@@ -42,6 +42,8 @@ class Plan:
     """Encoder layers drop after their MLP, not before it."""
     decoder_after_mlp: bool = False
     """The same of the decoder's layers."""
+    decoder_by_next: bool = False
+    """The decoder drops by the queries and keys of the layer after the one that drops."""
 
     @property
     def projector_tokens(self) -> int:
@@ -129,7 +131,8 @@ def _layer_drops(reduction: Reduction, place: Place, total: int, drop: int, dept
     start = reduction.vision_start if vision else reduction.language_start
     count = reduction.vision_layers if vision else reduction.language_layers
     if own.at and start is None and count is None:
-        at = sorted({min(run - 1, int(share * depth)) for share in own.at})
+        # Behind a layer's MLP means before the layer at that share of the depth.
+        at = sorted({max(0, min(run - 1, int(share * depth) - own.after_mlp)) for share in own.at})
         return _geometric(total, drop, at, run)
     if start is None:
         start = _first_layer(own.start, depth, run, vision)
@@ -227,6 +230,8 @@ def plan(reduction: Reduction, shape: ModelShape) -> Plan:
     decoder_lengths = _lengths(entering, decoder_drops)
     if any(decoder_drops):
         _check_drops(reduction, "language", decoder_lengths)
+        if decoder_drops[-1] and reduction.schedule("language").by_next:
+            raise ReductionError(f"{reduction.method} drops by the next layer's attention: the last layer has none.")
     return Plan(
         vision_drops=vision_drops,
         decoder_drops=decoder_drops,
@@ -237,4 +242,5 @@ def plan(reduction: Reduction, shape: ModelShape) -> Plan:
         projector_drop=projector_drop,
         vision_after_mlp=any(vision_drops) and reduction.schedule("vision").after_mlp,
         decoder_after_mlp=any(decoder_drops) and reduction.schedule("language").after_mlp,
+        decoder_by_next=any(decoder_drops) and reduction.schedule("language").by_next,
     )

@@ -7,7 +7,7 @@ from jaxtyping import install_import_hook
 
 CHECKED = (
     *("attention", "block", "compress", "correlate", "diversity", "filter", "grid", "language", "layout", "matching"),
-    *("patches", "prumerge", "selection", "stages", "views", "vision"),
+    *("patches", "pivots", "prumerge", "selection", "stages", "views", "vision"),
 )
 """The modules of `reduction` that take tensors; the others check their values themselves, with better sentences."""
 
