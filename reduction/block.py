@@ -83,9 +83,8 @@ class VisualBlock(View):
         queries = torch.cat([self.visual_queries[:, :, -1:], self.text_queries], dim=2)
         words = self.real[:, self.start + self.count :].sum(1)
         last = queries.gather(2, words.view(-1, 1, 1, 1).expand(batch, heads, 1, width))
-        place = torch.arange(self.keys.shape[2], device=self.keys.device)
-        seen = self.real & (place < (self.start + self.count + words).unsqueeze(1))
-        weights = attention_weights(last, self.keys, seen.unsqueeze(1))
+        # Text is padded on its right only, so what is real is what its last token sees.
+        weights = attention_weights(last, self.keys, self.real.unsqueeze(1))
         return weights[:, 0, self.start : self.start + self.count]
 
     @cached_property

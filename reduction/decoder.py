@@ -97,6 +97,7 @@ def prefill(
     `kept` (b, n) are the visual tokens that enter, `position_ids` the source's. Returns the states and tokens left.
     """
     rotation, mask = None, None
+    real: dict[str, Tensor] = {"text": layout.suffix, "prefix": layout.prefix} if layout.padded else {}
     for place, (layer, n_drop) in enumerate(zip(decoder.layers, plan.decoder_drops, strict=True)):
         if rotation is None:
             positions = layout.positions(position_ids, kept, reduction.positions)
@@ -111,15 +112,7 @@ def prefill(
         if plan.decoder_by_next:
             queries, keys = look_ahead(decoder.layers[place + 1], hidden, rotation)
         hidden, index = reduce_visual(
-            hidden,
-            queries,
-            keys,
-            start=layout.start,
-            count=kept.shape[1],
-            n_drop=n_drop,
-            reduction=reduction,
-            text=layout.suffix if layout.padded else None,
-            prefix=layout.prefix if layout.padded else None,
+            hidden, queries, keys, start=layout.start, count=kept.shape[1], n_drop=n_drop, reduction=reduction, **real
         )
         if not plan.decoder_after_mlp:
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
