@@ -78,10 +78,15 @@ class Decoder:
         last = (prompts.lengths - 1).view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
         return self.head(self.llama.norm(hidden.gather(1, last)))[:, 0]
 
-    def step(self, tokens: Int[Tensor, " q"], own: Int[Tensor, " q"], longest: int, cache: KVCache) -> Tensor:
-        """Feed one token per row, behind its `own` text tokens (at most `longest` - 1), and return the next logits."""
+    def step(
+        self, tokens: Int[Tensor, " q"], own: Int[Tensor, " q"], longest: int, cache: KVCache, even: bool = False
+    ) -> Tensor:
+        """Feed one token per row, behind its `own` text tokens (at most `longest` - 1), and return the next logits.
+
+        `even` says that all rows have `longest` - 1: no row then has entries that it must not see.
+        """
         hidden = self.llama.embed_tokens(tokens).unsqueeze(1)
-        masks = cache.visible(own + 1, longest)
+        masks = {} if even else cache.visible(own + 1, longest)
         turns: dict[int, tuple[Tensor, Tensor]] = {}
         for index, layer in enumerate(self.llama.layers):
             base = cache.base[index]
@@ -90,7 +95,7 @@ class Decoder:
                 turns[before] = self._rotation(hidden, (own + before).unsqueeze(1))
             queries, keys, values = self._project(layer, hidden, turns[before])
             cache.append(index, own, keys, values)
-            hidden = self._attend(layer, hidden, queries, *cache.view(index, longest), mask=masks[base])
+            hidden = self._attend(layer, hidden, queries, *cache.view(index, longest), masks.get(base), causal=False)
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         return self.head(self.llama.norm(hidden))[:, 0]
 
@@ -141,10 +146,11 @@ class Decoder:
         keys: Float[Tensor, "b g k e"],
         values: Float[Tensor, "b g k e"],
         mask: Bool[Tensor, "... t k"] | None = None,
+        causal: bool = True,
     ) -> Float[Tensor, "b t d"]:
-        """Return the attention residual; without a mask, queries and keys are the same tokens and it is causal."""
+        """Return the attention residual; `causal` holds without a mask, for queries and keys of the same tokens."""
         mixed = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped
+            queries, keys, values, attn_mask=mask, is_causal=causal and mask is None, enable_gqa=self.grouped
         )
         return hidden + layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2))
 

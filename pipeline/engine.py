@@ -134,7 +134,8 @@ class Engine:
             sampler = Sampler(self.settings, [request.name for request in requests], self.device)
             first = sampler.choose(logits)
         with self.stopwatch.stage("decode"):
-            return self._decode(first, lengths, suffix.shape[1], cache, sampler)
+            even = len({len(request.suffix) for request in requests}) == 1
+            return self._decode(first, lengths, suffix.shape[1], cache, sampler, even)
 
     def _decode(
         self,
@@ -143,6 +144,7 @@ class Engine:
         longest: int,
         cache: KVCache,
         sampler: Sampler,
+        even: bool,
     ) -> list[Generation]:
         """Decode until every row has stopped; rows that have are taken out once they are half of the batch."""
         rows, most = len(lengths), self.settings.max_new_tokens
@@ -165,7 +167,7 @@ class Engine:
                     cache.keep_rows(left)
                     sampler.keep_rows(left.tolist())
                     alive, lengths, chosen, done = alive[left], lengths[left], chosen[left], done[left]
-            logits = self.decoder.step(chosen, lengths + count, longest + count + 1, cache)
+            logits = self.decoder.step(chosen, lengths + count, longest + count + 1, cache, even)
             chosen, logprob = sampler.choose(logits)
         return self._collect(tokens, logprobs)
 

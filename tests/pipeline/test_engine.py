@@ -9,6 +9,7 @@ import torch
 
 from pipeline.engine import Engine, Request
 from pipeline.generation import Generation, GenerationSettings
+from pipeline.kv_cache import KVCache
 from reduction import install
 from reduction.settings import Reduction
 from tests.tiny import EOS_TOKEN, PAD_TOKEN, tiny_llava, tiny_prompts
@@ -74,6 +75,16 @@ def test_greedy_answers_are_those_of_generate(text: str) -> None:
     got = engine.answer(images, PREFIX, [Request(i, tuple(s)) for i, s in enumerate(asked)])
     assert [g.tokens for g in got] == generated_by_transformers(model, text, images, asked)
     assert {g.finish_reason == "stop" for g in got} == {len(g.tokens) < 12 for g in got}
+
+
+@pytest.mark.parametrize("text", SETTINGS)
+def test_prompts_of_equal_length_need_no_mask(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = tiny_llava(3), pictures(4)
+    asked = [row[:2] for row in suffixes(4)]
+    engine = make_engine(model, text)
+    monkeypatch.setattr(KVCache, "visible", lambda *_: pytest.fail("a mask was made"))
+    got = engine.answer(images, PREFIX, [Request(i, tuple(s)) for i, s in enumerate(asked)])
+    assert [g.tokens for g in got] == generated_by_transformers(model, text, images, asked)
 
 
 @pytest.mark.parametrize("text", SETTINGS)
