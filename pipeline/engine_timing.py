@@ -18,7 +18,11 @@ from pipeline.engine import Engine, Request, Stopwatch
 from pipeline.machine_speed import synchronise
 from reduction.flops import Flops, count_image, count_text, decode, kv_bytes, prefill_prefix, prefill_suffix
 
-REDUCING = ((reduction.vision, "reduce_patches"), (pipeline.decoder, "reduce_block"))
+REDUCING = (
+    (reduction.vision, "reduce_patches"),
+    (reduction.vision, "reduce_features"),
+    (pipeline.decoder, "reduce_block"),
+)
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ def _share(dense: dict[str, Any], reduced: dict[str, Any], parts: tuple[str, ...
 
 @contextmanager
 def _reduction_timed(stopwatch: Stopwatch, device: torch.device) -> Iterator[None]:
-    """Time the two functions that reduce, as the stage `reduction`, for as long as the block lasts."""
+    """Time the functions that reduce, as the stage `reduction`, for as long as the block lasts."""
     originals = [getattr(module, name) for module, name in REDUCING]
 
     def timed(original: Any) -> Any:
