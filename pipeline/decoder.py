@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.kv_cache import KVCache
 from reduction.block import VisualBlock
-from reduction.language import reduce_block
+from reduction.language import position_ids, reduce_block
 from reduction.schedule import Plan
 from reduction.settings import Reduction
 from reduction.tensors import Bool, Float, Int
@@ -63,7 +63,9 @@ class Decoder:
         """Fill the cache and return the logits behind each question's last token."""
         suffix = self.llama.embed_tokens(prompts.suffix)
         shared = self._embed_images(prompts)
-        positions = self._positions(prompts.kept, len(prompts.prefix), suffix.shape[1])
+        positions = position_ids(
+            len(prompts.prefix), prompts.kept, self.visual_tokens, suffix.shape[1], self.reduction.positions
+        )
         split = self.first_joint if len(prompts.visual) < len(prompts.suffix) else 0
         joint = None
         for index, layer in enumerate(self.llama.layers):
@@ -102,14 +104,6 @@ class Decoder:
     def _embed_images(self, prompts: Prompts) -> Float[Tensor, "i t d"]:
         prefix = self.llama.embed_tokens(prompts.prefix).to(prompts.visual.dtype)
         return torch.cat([prefix.expand(len(prompts.visual), -1, -1), prompts.visual], 1)
-
-    def _positions(self, kept: Int[Tensor, "i n"], prefix: int, suffix: int) -> Int[Tensor, "i t"]:
-        count = kept.shape[1]
-        visual = torch.arange(count, device=kept.device).expand_as(kept) if self.packed else kept
-        start = prefix + (count if self.packed else self.visual_tokens)
-        before = torch.arange(prefix, device=kept.device).expand(len(kept), -1)
-        after = torch.arange(start, start + suffix, device=kept.device).expand(len(kept), -1)
-        return torch.cat([before, prefix + visual, after], 1)
 
     def _rotation(self, hidden: Tensor, positions: Int[Tensor, "b t"]) -> tuple[Tensor, Tensor]:
         cos, sin = self.llama.rotary_emb(hidden, positions)

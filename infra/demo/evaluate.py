@@ -64,7 +64,6 @@ class ChoosingEngine(Engine):
     def keep_after_encoder(self, count: int) -> None:
         layers = len(self.plan.decoder_drops)
         lengths = (count,) * layers
-        self.full_plan = self.plan
         self.plan = replace(self.plan, decoder_visual_lengths=lengths, visual_tokens=count, visual_tokens_left=count)
         self.decoder = Decoder(self.model, self.plan, self.reduction, self.shape.vision.visual_tokens)
 
