@@ -14,7 +14,7 @@ import torch
 
 import pipeline.decoder
 import reduction.vision
-from pipeline.engine import Engine, Request, Stopwatch
+from pipeline.engine import Engine, Request
 from pipeline.machine_speed import synchronise
 from reduction.flops import Flops, count_image, count_text, decode, kv_bytes, prefill_prefix, prefill_suffix
 
@@ -70,7 +70,7 @@ def run_once(engine: Engine, work: Work, timing: Timing | None) -> None:
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)
     engine.stopwatch.seconds.clear()
-    with _reduction_timed(engine.stopwatch, engine.device):
+    with _reduction_timed(engine):
         engine.answer(work.images, work.prefix, work.requests)
     if timing is not None:
         timing.add({"reduction": 0.0} | engine.stopwatch.seconds)
@@ -147,8 +147,12 @@ def _share(dense: dict[str, Any], reduced: dict[str, Any], parts: tuple[str, ...
 
 
 @contextmanager
-def _reduction_timed(stopwatch: Stopwatch, device: torch.device) -> Iterator[None]:
-    """Time the functions that reduce, as the stage `reduction`, for as long as the block lasts."""
+def _reduction_timed(engine: Engine) -> Iterator[None]:
+    """Time the functions that reduce, as the stage `reduction`, for as long as the block lasts; dense has none."""
+    stopwatch, device = engine.stopwatch, engine.device
+    if not engine.plan.reduces:
+        yield
+        return
     originals = [getattr(module, name) for module, name in REDUCING]
 
     def timed(original: Any) -> Any:
