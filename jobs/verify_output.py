@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
 from pipeline.errors import UserError
 from pipeline.ledger import Ledger
+from pipeline.limits import ReadLimits
 from pipeline.listing import list_shards
 from pipeline.part_audit import Identity
 from pipeline.records import Rejection, Sample, ShardRef
@@ -52,12 +53,14 @@ def run(output_url: str, inputs: Sequence[str], skip_keys: bool = False) -> Veri
 
 def _questions_of(output: Output) -> QuestionsOf | None:
     """Reads a shard as the run did; None for a run with a limit, which left questions out on purpose."""
-    settings = (read_run(output) or {}).get("rows_depend_on", {})
+    run = read_run(output) or {}
+    settings = run.get("rows_depend_on", {})
     if settings.get("limit") is not None:
         return None
+    limits = ReadLimits.from_settings(run.get("config", {}))
 
     def read(ref: ShardRef) -> Iterator[Identity]:
-        for item in read_shard(ref, settings.get("prompt")):
+        for item in read_shard(ref, settings.get("prompt"), limits):
             if isinstance(item, Sample):
                 yield from ((item.key, question.index) for question in item.questions)
             elif isinstance(item, Rejection):

@@ -8,6 +8,7 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.limits import ReadLimits
 from pipeline.prompts import VICUNA_SYSTEM_PROMPT
 from pipeline.scoring import METRICS
 from reduction.methods import METHODS
@@ -15,6 +16,7 @@ from reduction.notation import check_keep
 from reduction.settings import Reduction
 
 Convert = Callable[[Any], Any]
+_LIMITS = ReadLimits()
 
 
 def option(about: str, default: Any = MISSING, *, convert: Convert = str, choices: tuple[str, ...] = ()) -> Any:
@@ -36,6 +38,14 @@ def count(least: int) -> Convert:
         return int(value)
 
     return convert
+
+
+def byte_count(value: Any) -> int:
+    """A count of bytes, or a size such as 64MiB; K, M and G are powers of 1024 however they are spelled."""
+    match = re.fullmatch(r"(\d{1,12})\s*(?:([KMG])(?:i?B)?|B)?", str(value).strip(), flags=re.IGNORECASE)
+    if match is None or isinstance(value, bool):
+        raise ValueError("give a count of bytes, or a size such as 64MiB")
+    return int(match[1]) * 1024 ** (" KMG".index(match[2].upper()) if match[2] else 0)
 
 
 def number(least: float, most: float = float("inf")) -> Convert:
@@ -121,6 +131,15 @@ class RunConfig:
     max_quarantined: int | float | None = option(
         "stop when more questions than this count or share (1%%) are quarantined", None, convert=count_or_share
     )
+    max_image_bytes: int = option("image files above this are quarantined", _LIMITS.max_image_bytes, convert=byte_count)
+    max_pixels: int = option("images of more pixels are quarantined", _LIMITS.max_pixels, convert=count(1))
+    max_text_bytes: int = option(
+        "JSON and text files above this are quarantined", _LIMITS.max_text_bytes, convert=byte_count
+    )
+    max_header_bytes: int = option(
+        "a tar member's headers above this end its shard", _LIMITS.max_header_bytes, convert=byte_count
+    )
+    read_attempts: int = option("tries per read from remote storage", _LIMITS.attempts, convert=count(1))
     tracking_uri: str = option("MLflow tracking store", "sqlite:///mlflow.db")
     experiment: str = option("MLflow experiment", "ficoco-annotate")
     run_name: str | None = option("MLflow run name; else the output's name", None)
@@ -138,6 +157,7 @@ class RunConfig:
             )
         if self.device == "cpu" and self.gpus_per_replica:
             raise UserError("--gpus-per-replica asks for GPUs and --device for the CPU: give one of them")
+        ReadLimits.from_settings(vars(self))
 
     @property
     def parsed_reduction(self) -> Reduction:
@@ -156,6 +176,11 @@ class RunConfig:
         elif text in METHODS and text != "dense":
             raise UserError(f"--reduction {text} needs --keep-tokens: a count such as 64, or a share such as 11%")
         return Reduction.parse(text if self.split is None else f"{text},split={self.split}")
+
+    @property
+    def read_limits(self) -> ReadLimits:
+        """What a member, sample or image of the input may cost."""
+        return ReadLimits.from_settings(vars(self))
 
     @property
     def system_text(self) -> str | None:

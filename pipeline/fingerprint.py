@@ -27,8 +27,8 @@ ROW_SETTINGS = (
 
 Left out on purpose: the input (a corpus may grow), batch size, replicas, device, logging and timeouts. They change how
 rows are made, not which; on another device or batch size the last bits of a float may differ, and with them, rarely, a
-greedy token. `seed` counts only when the run samples. The code's version is recorded in every part, but a corrected
-program may continue a run.
+greedy token. The limits on reading decide what is quarantined; no answer depends on them. `seed` counts only when the
+run samples. The code's version is recorded in every part, but a corrected program may continue a run.
 """
 
 _NAMES = {"model_digest": "model"}

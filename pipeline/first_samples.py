@@ -10,7 +10,7 @@ from pipeline.records import ShardRef
 from pipeline.shards import ShardEnd, read_shard
 
 
-def first_samples(refs: Sequence[ShardRef], limit: int | None) -> list[ShardRef]:
+def first_samples(refs: Sequence[ShardRef], limit: int | None, limits: ReadLimits | None = None) -> list[ShardRef]:
     """The shards, in order, that hold the first `limit` samples, the last of them cut to what is left.
 
     Reads no more than these samples to count them.
@@ -23,14 +23,14 @@ def first_samples(refs: Sequence[ShardRef], limit: int | None) -> list[ShardRef]
         if left <= 0:
             break
         chosen.append(replace(ref, take=left))
-        left -= _count(ref, left)
+        left -= _count(ref, left, limits)
     return chosen
 
 
-def _count(ref: ShardRef, most: int) -> int:
+def _count(ref: ShardRef, most: int, limits: ReadLimits | None) -> int:
     """Samples of a shard, as far as `most`."""
     keys: set[str] = set()
-    for item in read_shard(ref, "", ReadLimits()):
+    for item in read_shard(ref, "", limits):
         if isinstance(item, ShardEnd):
             return item.samples
         keys.add(item.key)

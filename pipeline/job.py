@@ -59,7 +59,7 @@ def run(config: RunConfig, parts: JobParts) -> JobResult:
     output = open_output(config.output)
     with DriverLock(output) as lock:
         scan = LedgerScan() if config.overwrite else Ledger(output).scan()
-        refs = first_samples(list_shards(config.input, scan.known_names), config.limit)
+        refs = first_samples(list_shards(config.input, scan.known_names), config.limit, config.read_limits)
         folder = prepare(output, settings, config.overwrite)
         return _Job(config, parts, folder, refs, scan, lock).run()
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.errors import UserError
 
 _MEGABYTE = 2**20
 PIL_MAX_PIXELS = 2 * 89_478_485
 """Above this Pillow itself refuses an image as a decompression bomb."""
+
+_OPTIONS = {
+    "max_image_bytes": "max_image_bytes",
+    "max_pixels": "max_pixels",
+    "max_text_bytes": "max_text_bytes",
+    "max_header_bytes": "max_header_bytes",
+    "read_attempts": "attempts",
+}
+"""Setting of a run -> its field here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +40,16 @@ class ReadLimits:
     """How often a read from remote storage is tried before the shard is given back."""
     retry_seconds: float = 0.5
     """Wait before the second attempt; doubled before each one after it."""
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> ReadLimits:
+        """The limits among a run's settings; where one is not recorded, its default.
+
+        Raises:
+            UserError: a limit that cannot be used.
+        """
+        given = {name: settings[name] for name in _OPTIONS if name in settings}
+        return cls(**{_OPTIONS[name]: value for name, value in given.items()})
 
     def __post_init__(self) -> None:
         for name in ("max_image_bytes", "max_text_bytes", "max_header_bytes", "max_pixels", "attempts"):

@@ -32,5 +32,6 @@ def worker_spec(config: RunConfig, folder: RunFolder) -> WorkerSpec:
         "output": config.output,
         "provenance": folder.provenance,
         "prompt": config.prompt,
+        "limits": config.read_limits,
     }
     return WorkerSpec("pipeline.shard_work:ShardWorker", arguments)

@@ -21,6 +21,7 @@ from pipeline.commit import commit_shard
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.job import JobParts, JobResult, run
+from pipeline.limits import ReadLimits
 from pipeline.places import located
 from pipeline.records import Answer, Rejection, Sample, ShardRef, ShardReport
 from pipeline.run_folder import RunFolder
@@ -38,8 +39,16 @@ class EchoWorker:
     """
 
     def __init__(
-        self, output: str, provenance: Mapping[str, str], prompt: str | None, metric: str, nap: float, fail: str
+        self,
+        output: str,
+        provenance: Mapping[str, str],
+        prompt: str | None,
+        metric: str,
+        limits: ReadLimits,
+        nap: float,
+        fail: str,
     ) -> None:
+        self.limits = limits
         self.output, self.provenance, self.prompt, self.metric = output, provenance, prompt, metric
         self.nap, self.fail = nap, fail
 
@@ -54,7 +63,7 @@ class EchoWorker:
         answers: list[Answer] = []
         rejections: list[Rejection] = []
         keys: set[str] = set()
-        for item in read_shard(ref, self.prompt):
+        for item in read_shard(ref, self.prompt, self.limits):
             if isinstance(item, ShardEnd):
                 report.samples, report.incomplete = item.samples, item.incomplete_reason
                 break
@@ -146,6 +155,7 @@ def echo_parts(nap: float = 0.0, fail: str = "") -> JobParts:
             "provenance": folder.provenance,
             "prompt": config.prompt,
             "metric": config.metric,
+            "limits": config.read_limits,
             "nap": nap,
             "fail": fail,
         }

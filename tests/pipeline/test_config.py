@@ -12,6 +12,7 @@ import pytest
 from pipeline.command_line import parse_command, read_yaml
 from pipeline.config import RunConfig, options
 from pipeline.errors import UserError
+from pipeline.limits import ReadLimits
 from pipeline.prompts import VICUNA_SYSTEM_PROMPT
 from reduction.errors import ReductionError
 
@@ -60,6 +61,11 @@ def test_every_option_can_be_given_on_the_command_line_and_in_yaml(tmp_path: Pat
         "start_timeout": 40,
         "stop_grace": 1,
         "max_quarantined": "1%",
+        "max_image_bytes": "1MiB",
+        "max_pixels": 1000,
+        "max_text_bytes": 2048,
+        "max_header_bytes": "64k",
+        "read_attempts": 2,
         "tracking_uri": "sqlite:///x.db",
         "experiment": "e",
         "run_name": "r",
@@ -78,6 +84,7 @@ def test_every_option_can_be_given_on_the_command_line_and_in_yaml(tmp_path: Pat
     file.write_text(json.dumps({name.replace("_", "-"): value for name, value in given.items()}))
     assert parse_command(["--config", str(file)]) == from_words
     assert from_words.max_quarantined == 0.01
+    assert from_words.read_limits == ReadLimits(2**20, 2048, 2**16, 1000, 2)
     assert from_words.as_dict()["reduction"] == "ficoco-vl:11%,split=0.25"
     assert from_words.as_dict()["system_prompt"] == VICUNA_SYSTEM_PROMPT
     json.dumps(from_words.as_dict())
@@ -108,6 +115,10 @@ def test_the_command_line_wins_over_yaml(tmp_path: Path) -> None:
         (["--reduction", "ficoco-v:64", "--split", "0.5"], "--split divides the drop of ficoco-vl"),
         (["--keep-tokens", "0"], "--keep-tokens is '0': cannot keep 0"),
         (["--device", "cpu", "--gpus-per-replica", "1"], "--gpus-per-replica asks for GPUs and --device for the CPU"),
+        (["--max-image-bytes", "big"], "--max-image-bytes is 'big': give a count of bytes, or a size such as 64MiB"),
+        (["--max-text-bytes", "0"], "max_text_bytes is 0: give at least 1"),
+        (["--max-pixels", "200000000"], "max_pixels is 200000000: Pillow decodes at most 178956970"),
+        (["--max-pixel", "5"], "unknown option --max-pixel: did you mean '--max-pixels'?"),
         (["--model"], "expected one argument"),
     ],
 )
