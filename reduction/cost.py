@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Any, NoReturn
 
 from reduction import flops
+from reduction.budget import Request, Solution, parse_budget, solve
 from reduction.errors import ReductionError, unknown
 from reduction.schedule import plan
 from reduction.settings import Reduction
@@ -54,6 +55,12 @@ def _parser() -> _Parser:
         default=0,
         help="those of them before the image, which a reduction in the decoder does not look at (default: 0)",
     )
+    parser.add_argument(
+        "--budget-tflops",
+        metavar="NUMBER",
+        help="find how many tokens each setting, given without a number, may keep: TFLOPs of the decoder's prefill",
+    )
+    parser.add_argument("--budget-share", metavar="SHARE", help="the same, as a share of all that dense costs: 28%%")
     parser.add_argument("--new-tokens", type=_count, default=32, help="tokens generated (default: 32)")
     return parser
 
@@ -80,24 +87,35 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def cost(
     shape: ModelShape, reduction: Reduction, text_tokens: int, prefix_tokens: int, new_tokens: int
 ) -> dict[str, Any]:
-    """The figures of one setting, as they stand in the JSON line; KV in 10^6 bytes of fp16."""
+    """All that follows from one setting's layer-input lengths, as it stands in the JSON line.
+
+    FLOPs by part in both conventions of `reduction.flops`, the exact one with attention in full and under the causal
+    mask; KV in 10^6 bytes of fp16. `text_tokens` is all text, `prefix_tokens` those of them before the image.
+    Raises ReductionError where the setting does not fit the shape.
+    """
     schedule = plan(reduction, shape)
-    parts = flops.count(shape, schedule, prefix_tokens, text_tokens, new_tokens, reduction)
+    words = prefix_tokens, text_tokens, new_tokens
+    parts = flops.count(shape, schedule, *words, reduction)
+    viewer = flops.llm_viewer(shape, schedule, text_tokens, new_tokens)
+    lengths = schedule.decoder_lengths(text_tokens)
     return {
         "model_shape": shape.name,
         "reduction": str(reduction),
         "text_tokens": text_tokens,
         "prefix_tokens": prefix_tokens,
         "new_tokens": new_tokens,
-        "llm_viewer_tflops": flops.llm_viewer_tflops(shape, schedule, text_tokens),
+        "llm_viewer_tflops": viewer.prefill / 1e12,
         "kv_megabytes": flops.kv_bytes(shape, schedule, text_tokens) / 1e6,
         "kv_megabytes_at_end": flops.kv_bytes(shape, schedule, text_tokens, new_tokens) / 1e6,
         "flops": parts.parts(),
         "flops_total": parts.total,
+        "flops_causal": flops.count(shape, schedule, *words, reduction, causal=True).parts(),
+        "flops_llm_viewer": viewer.parts(),
         "visual_tokens_left": schedule.visual_tokens_left,
         "vision_lengths": list(schedule.vision_lengths),
-        "decoder_lengths": list(schedule.decoder_lengths(text_tokens)),
-        "mean_decoder_length": sum(schedule.decoder_lengths(text_tokens)) / shape.decoder.layers,
+        "decoder_lengths": list(lengths),
+        "mean_decoder_length": sum(lengths) / shape.decoder.layers,
+        "mean_visual_tokens": sum(schedule.decoder_visual_lengths) / shape.decoder.layers,
     }
 
 
@@ -121,18 +139,35 @@ def table(figures: dict[str, Any]) -> str:
         f"LLM-Viewer's figure (prefill only): {figures['llm_viewer_tflops']:.3g} TFLOPs",
         f"KV cache, fp16: {cache:.4g} MB after prefill, {at_end:.4g} MB at the end",
         f"patches entering the encoder layers, and leaving: {_runs(figures['vision_lengths'])}",
-        f"tokens entering the decoder layers: {_runs(figures['decoder_lengths'])}",
+        f"tokens entering the decoder layers: {_runs(figures['decoder_lengths'])}; "
+        f"{figures['mean_visual_tokens']:.4g} visual ones in the mean",
     ]
+    if "budget" in figures:
+        lines.append(_budget_line(**figures["budget"]))
     return "\n".join(lines)
+
+
+def _budget_line(unit: str, asked: float, reached: float) -> str:
+    shown = "{:.4g} TFLOPs" if unit == "tflops" else "{:.2%} of dense"
+    return f"budget: {shown.format(asked)} asked, {shown.format(reached)} reached"
+
+
+def _figures(parsed: argparse.Namespace, text: str, shape: ModelShape) -> dict[str, Any]:
+    """One setting's figures; where a budget is given, with what it reached."""
+    words = parsed.text_tokens, parsed.prefix_tokens, parsed.new_tokens
+    budget = parse_budget(parsed.budget_tflops, parsed.budget_share)
+    if budget is None or text == "dense":
+        return cost(shape, Reduction.parse(text), *words)
+    solved: Solution = solve(Reduction.parse(text, sized=False), shape, *budget, Request(*words))
+    reached = {"unit": solved.unit, "asked": solved.asked, "reached": solved.reached}
+    return {**cost(shape, solved.reduction, *words), "budget": reached}
 
 
 def _run(arguments: Sequence[str]) -> None:
     parsed = _parse(arguments)
-    settings = [Reduction.parse(text) for text in parsed.reduction or ["dense"]]
+    texts = parsed.reduction or ["dense"]
     shape = model_shape(parsed.model_shape)
-    results = [
-        cost(shape, setting, parsed.text_tokens, parsed.prefix_tokens, parsed.new_tokens) for setting in settings
-    ]
+    results = [_figures(parsed, text, shape) for text in texts]
     for figures in results:
         print(table(figures), end="\n\n")
     print(json.dumps(results[0] if len(results) == 1 else {"model_shape": shape.name, "settings": results}))

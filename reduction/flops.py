@@ -184,14 +184,34 @@ def count(
     )
 
 
-def llm_viewer_tflops(shape: ModelShape, plan: Plan, text_tokens: int) -> float:
-    """Prefill TFLOPs (10^12) as LLM-Viewer counts them, at the length that enters each layer."""
-    decoder = shape.decoder
-    lengths = plan.decoder_lengths(text_tokens)
-    layers = _decoder_layers(decoder, lengths, lengths, (0,) * decoder.layers, causal=False)
+def _llm_viewer_pass(decoder: DecoderShape, entering: Sequence[int], cached: Sequence[int]) -> float:
+    """One pass of `entering` new tokens per layer behind `cached` ones, and the head on the last position."""
+    products = sum(_decoder_layers(decoder, entering, entering, cached, causal=False).values())
+    softmax = sum(5 * decoder.heads * n * (n + old) for n, old in zip(entering, cached, strict=True))
     norms, residuals, activation = 2 * 7, 2 * 1, 2
-    elementwise = sum(5 * decoder.heads * n * n + (norms + residuals + activation) * n * decoder.width for n in lengths)
-    return (sum(layers.values()) + elementwise + head(decoder)) / 1e12
+    others = (norms + residuals + activation) * sum(entering) * decoder.width
+    return float(products + softmax + others + head(decoder))
+
+
+def llm_viewer(shape: ModelShape, plan: Plan, text_tokens: int, new_tokens: int) -> Flops:
+    """FLOPs as LLM-Viewer counts them, at the length that enters each layer: the decoder's alone.
+
+    A decoding step is a pass of one token at the length it sees.
+    """
+    decoder, lengths = shape.decoder, plan.decoder_lengths(text_tokens)
+    one, steps = (1,) * decoder.layers, max(0, new_tokens - 1)
+    first = _llm_viewer_pass(decoder, one, lengths) if steps else 0.0
+    # What a step costs grows by the same amount with every token before it.
+    growth = float(sum(4 * decoder.heads * decoder.head_dim + 5 * decoder.heads for _ in one))
+    return Flops(
+        prefill=_llm_viewer_pass(decoder, lengths, (0,) * decoder.layers),
+        decode=steps * first + growth * (steps * (steps - 1) // 2),
+    )
+
+
+def llm_viewer_tflops(shape: ModelShape, plan: Plan, text_tokens: int) -> float:
+    """Prefill TFLOPs (10^12) as LLM-Viewer counts them, which the published settings are labelled with."""
+    return llm_viewer(shape, plan, text_tokens, 0).prefill / 1e12
 
 
 def kv_bytes(shape: ModelShape, plan: Plan, text_tokens: int, new_tokens: int = 0, dtype_bytes: int = 2) -> int:

@@ -15,8 +15,11 @@ _BY_PLACE = ("start", "layers")
 _SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
-def parse_values(text: str, types: Mapping[str, Any]) -> dict[str, Any]:
-    """The field values that `text` gives; `types` maps each field to its type."""
+def parse_values(text: str, types: Mapping[str, Any], *, sized: bool = True) -> dict[str, Any]:
+    """The field values that `text` gives; `types` maps each field to its type.
+
+    `sized` says that `text` must tell how many tokens to keep; otherwise it must not.
+    """
     head, *options = (part.strip() for part in text.split(","))
     method, _, keep = head.partition(":")
     check_possible(method)
@@ -24,7 +27,9 @@ def parse_values(text: str, types: Mapping[str, Any]) -> dict[str, Any]:
         raise unknown("reduction", method, METHODS)
     if not keep:
         keep, options = _keep_option(options)
-    if method != "dense" and not keep:
+    if keep and not sized:
+        raise ReductionError(f"{text!r} keeps {keep} and a budget is given as well: give one of them.")
+    if method != "dense" and sized and not keep:
         raise ReductionError(
             f"{method!r} does not say how many visual tokens to keep: write {method}:64 or {method}:11%."
         )

@@ -134,13 +134,14 @@ class Reduction:
         return METHODS[self.method][place].schedule
 
     @classmethod
-    def parse(cls, text: str) -> Reduction:
+    def parse(cls, text: str, *, sized: bool = True) -> Reduction:
         """`METHOD[:KEEP][,OPTION=VALUE]...`, the inverse of `str`.
 
-        A method that drops tokens must say how many to keep (`ficoco-v:100%` keeps all). `start` and `layers` stand
-        for `vision_start` and so on where the method reduces in one place.
+        A method that drops tokens must say how many to keep (`ficoco-v:100%` keeps all), unless `sized` is False: then
+        it must not, for a budget says it. `start` and `layers` stand for `vision_start` and so on where the method
+        reduces in one place.
         """
-        return cls(**parse_values(text, option_types()))
+        return cls(**parse_values(text, option_types(), sized=sized))
 
     def __str__(self) -> str:
         head = self.method if self.keep is None else f"{self.method}:{self.keep}"
