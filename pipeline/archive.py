@@ -75,6 +75,16 @@ class TarMembers:
             raise ArchiveError(f"the archive is cut off {len(data)} bytes into a member of {self._size} bytes")
         return data
 
+    def skip(self) -> None:
+        """Pass over the current member's content; damage within it is found as `read` finds it.
+
+        Raises:
+            ArchiveError: the archive ends within it.
+        """
+        skipped = self._stream.discard(self._size)
+        if skipped < self._size:
+            raise ArchiveError(f"the archive is cut off {skipped} bytes into a member of {self._size} bytes")
+
     def _next_header(self, archive: _HeaderContext) -> tarfile.TarInfo | None:
         if self._stream.tell() < archive.offset:
             self._stream.skip_to(archive.offset)
@@ -150,6 +160,13 @@ class _ForwardStream:
         while self._position < offset:
             if not self._read_once(min(_CHUNK_BYTES, offset - self._position)):
                 raise ArchiveError(f"the archive is cut off {offset - self._position} bytes before a member's end")
+
+    def discard(self, size: int) -> int:
+        """Go ``size`` bytes on, fewer only where the stream ends; how many it were."""
+        left = size
+        while left > 0 and (chunk := self._read_once(min(_CHUNK_BYTES, left))):
+            left -= len(chunk)
+        return size - left
 
     def _read_once(self, size: int) -> bytes:
         try:

@@ -1,11 +1,13 @@
 """Reading ahead: samples of a shard become pictures with prompts in threads, while the model works.
 
-Windows of pictures are handed over one by one; at most one waits and one is being filled, so memory is bounded by
-about three windows of decoded pictures, whatever the shard's size.
+Windows are handed over one by one; at most one waits and one is being filled, so memory is bounded by about three
+windows of decoded pictures, whatever the shard's size. A window is a fixed number of samples, readable or not: a slice
+that begins where a window begins gives the same batches as the whole shard.
 """
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
@@ -21,6 +23,9 @@ from pipeline.prompts import PromptError, PromptFormat
 from pipeline.records import Rejection, Sample, ShardRef
 from pipeline.shards import ShardEnd, read_shard
 
+PENDING = 16
+"""Samples whose images are being decoded, or wait for it."""
+
 
 @dataclass(slots=True)
 class Window:
@@ -34,9 +39,12 @@ class Window:
 
 
 class Preparation:
-    """Iterates over a shard's windows, which a thread of its own fills.
+    """Iterates over the windows of a shard, or of the slice that is its task, which a thread of its own fills.
 
     Raises, while iterating, whatever reading the shard raised.
+
+    Args:
+        window: samples in a window.
     """
 
     def __init__(
@@ -53,11 +61,11 @@ class Preparation:
         self.limits, self.window = limits or ReadLimits(), window
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="decode-images")
 
-    def windows(self, ref: ShardRef, limit: int | None = None) -> Generator[Window, None, None]:
-        """Yield the windows of a shard, or of its first `limit` samples."""
+    def windows(self, ref: ShardRef) -> Generator[Window, None, None]:
+        """Yield the windows of a shard; the last one has its end."""
         ready: queue.Queue[Window | BaseException] = queue.Queue(maxsize=1)
         abandoned = threading.Event()
-        reader = threading.Thread(target=self._read, args=(ref, limit, ready, abandoned), daemon=True)
+        reader = threading.Thread(target=self._read, args=(ref, ready, abandoned), daemon=True)
         reader.start()
         try:
             while True:
@@ -78,44 +86,43 @@ class Preparation:
     def _read(
         self,
         ref: ShardRef,
-        limit: int | None,
         ready: queue.Queue[Window | BaseException],
         abandoned: threading.Event,
     ) -> None:
         try:
-            for window in self._fill(ref, limit):
+            for window in self._fill(ref):
                 ready.put(window)
                 if abandoned.is_set():
                     return
         except BaseException as error:  # handed to the thread that iterates
             ready.put(error)
 
-    def _fill(self, ref: ShardRef, limit: int | None) -> Iterator[Window]:
-        window = Window()
-        pending: deque[tuple[int, Sample, Future[tuple[Picture | ImageError, float]]]] = deque()
-        items = _limited(read_shard(ref, self.prompt, self.limits), limit)
-        order = 0
-        while True:
+    def _fill(self, ref: ShardRef) -> Iterator[Window]:
+        filling = _Filling(self.window)
+        items = read_shard(ref, self.prompt, self.limits)
+        for order in itertools.count():
             began = time.perf_counter()
             item = next(items)
-            window.seconds["read"] += time.perf_counter() - began
+            seconds = time.perf_counter() - began
             if isinstance(item, ShardEnd):
+                end = item
                 break
+            window = filling.window_of(item)
+            window.seconds["read"] += seconds
             if isinstance(item, Rejection):
                 window.rejections.append(((order, item.question_index or 0), item))
             else:
-                pending.append((order, item, self.pool.submit(self._decode, item)))
-            order += 1
+                filling.pending.append(_Pending(window, order, item, self.pool.submit(self._decode, item)))
             # Only a few encoded images wait for a thread; the reader goes no faster than they are decoded.
-            while len(pending) > 16:
-                self._take(window, *pending.popleft())
-            if len(window.pictures) >= self.window:
-                yield window
-                window = Window()
-        while pending:
-            self._take(window, *pending.popleft())
-        window.end = item
-        yield window
+            while len(filling.pending) > PENDING:
+                self._take(filling.pending.popleft())
+            yield from filling.full()
+        while filling.pending:
+            self._take(filling.pending.popleft())
+        yield from filling.full()
+        filling.last.seconds["read"] += seconds
+        filling.last.end = end
+        yield filling.last
 
     def _decode(self, sample: Sample) -> tuple[Picture | ImageError, float]:
         began = time.perf_counter()
@@ -125,14 +132,13 @@ class Preparation:
             picture = error
         return picture, time.perf_counter() - began
 
-    def _take(
-        self, window: Window, order: int, sample: Sample, future: Future[tuple[Picture | ImageError, float]]
-    ) -> None:
-        picture, seconds = future.result()
+    def _take(self, pending: _Pending) -> None:
+        window, sample = pending.window, pending.sample
+        picture, seconds = pending.future.result()
         window.seconds["decode_images"] += seconds
         bare = Sample(sample.shard, sample.key, b"", sample.questions, sample.meta)
         for question in sample.questions:
-            place = (order, question.index)
+            place = (pending.order, question.index)
             if isinstance(picture, ImageError):
                 stage, reason = "image", str(picture)
             else:
@@ -147,20 +153,40 @@ class Preparation:
             window.pictures.append(picture)
 
 
-def _limited(
-    items: Iterator[Sample | Rejection | ShardEnd], limit: int | None
-) -> Iterator[Sample | Rejection | ShardEnd]:
-    """Cut a shard's items behind its first `limit` keys, with an end that says nothing is wrong with that."""
-    if limit is None:
-        yield from items
-        return
-    keys: set[str] = set()
-    for item in items:
-        if isinstance(item, ShardEnd):
-            yield item
-            return
-        keys.add(item.key)
-        if len(keys) > limit:
-            yield ShardEnd(limit, complete=True)
-            return
-        yield item
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A sample whose image is being decoded."""
+
+    window: Window
+    order: int
+    sample: Sample
+    future: Future[tuple[Picture | ImageError, float]]
+
+
+class _Filling:
+    """The windows that are not handed over yet; decoding goes on across their borders."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._samples = 0
+        self._key = ""
+        self._windows = deque([Window()])
+        self.pending: deque[_Pending] = deque()
+
+    @property
+    def last(self) -> Window:
+        return self._windows[-1]
+
+    def window_of(self, item: Sample | Rejection) -> Window:
+        """The window that a sample's sample or rejections belong to; neighbours with one key are one sample."""
+        if self._samples == 0 or item.key != self._key:
+            self._key = item.key
+            if self._samples and self._samples % self._size == 0:
+                self._windows.append(Window())
+            self._samples += 1
+        return self._windows[-1]
+
+    def full(self) -> Iterator[Window]:
+        """The windows that get nothing more."""
+        while len(self._windows) > 1 and not (self.pending and self.pending[0].window is self._windows[0]):
+            yield self._windows.popleft()

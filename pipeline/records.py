@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from pipeline.tasks import Task
+
 
 @dataclass(frozen=True, slots=True)
 class ShardRef:
@@ -24,6 +26,8 @@ class ShardRef:
     missing: bool = False
     take: int | None = None
     """Read only this many samples, the first ones; None for all."""
+    task: Task | None = None
+    """What is to be done with it; None: answer and commit all of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ class ShardWorker:
         self.replica.engine.stopwatch.seconds.clear()
         answers: dict[Place, Answer] = {}
         rejections: list[tuple[Place, Rejection]] = []
-        for window in self.preparation.windows(ref, ref.take):
+        for window in self.preparation.windows(ref):
             self._answer(window, answers, rejections, report)
             for stage, seconds in window.seconds.items():
                 report.seconds[stage] += seconds

@@ -14,6 +14,7 @@ from pipeline.limits import ReadLimits
 from pipeline.records import Rejection, Sample, ShardRef
 from pipeline.samples import IMAGE_EXTENSIONS, MemberGroup, read_sample, split_name
 from pipeline.sources import CompressionError, SourceError, decompressed, open_source
+from pipeline.tasks import END, WHOLE, Slice
 
 __all__ = ["ReadLimits", "ShardEnd", "SourceError", "read_shard"]
 
@@ -28,35 +29,43 @@ class ShardEnd:
     incomplete_reason: str | None = None
     members_skipped: dict[str, int] = field(default_factory=dict)
     """Members that were not read, by why: "directory", "link", "other extension", "no extension", "too large", ..."""
+    numbered: int = field(default=0, compare=False)
+    """What slices count in: samples, and keys that came again."""
 
 
 def read_shard(
     ref: ShardRef, prompt: str | None, limits: ReadLimits | None = None
 ) -> Iterator[Sample | Rejection | ShardEnd]:
-    """Read a shard member by member; nothing is unpacked, nothing is written.
+    """Read a shard, or the slice that is its task, member by member; nothing is unpacked, nothing is written.
 
     Samples are neighbouring members with the same key. A key that comes again later is rejected, as (shard, key,
     question index) is an answer's identity. A damaged shard gives its whole samples, then one rejection that says how
-    much was read. A shard that is missing or may not be opened gives one rejection of stage "open".
+    much was read. A shard that is missing or may not be opened gives one rejection of stage "open". With `ref.take` it
+    ends after so many samples. A slice gives what the whole shard gives for these samples, and says nothing of the
+    shard's end unless it reaches to it.
 
     Raises:
-        SourceError: remote storage failed through all attempts; the shard should be leased again.
+        SourceError: remote storage failed through all attempts, or the shard is no longer what was sliced; it should
+            be leased again.
     """
     limits = limits or ReadLimits()
+    part = ref.task if isinstance(ref.task, Slice) else WHOLE
     with ExitStack() as stack:
         try:
             if ref.missing:
                 raise FileNotFoundError
             raw = stack.enter_context(closing(open_source(ref.url, limits)))
-            expected = expected_samples(ref.url, limits)
+            expected = expected_samples(ref.url, limits) if part.stop is None else None
         except SourceError:
             raise
         except OSError as error:
             reason = _why_not_opened(error)
+            if part not in (WHOLE, END):
+                raise SourceError(f"{reason}, and it was there when it was sliced") from error
             yield Rejection(ref.name, "", "open", reason)
             yield ShardEnd(0, complete=False, incomplete_reason=reason)
             return
-        yield from _ShardReading(ref, prompt, limits).run(raw, expected)
+        yield from _ShardReading(ref, prompt, limits, part).run(raw, expected)
 
 
 def _why_not_opened(error: OSError) -> str:
@@ -72,8 +81,12 @@ def _why_not_opened(error: OSError) -> str:
 class _ShardReading:
     """The state of reading one shard: the keys met, what was skipped, the group in progress."""
 
-    def __init__(self, ref: ShardRef, prompt: str | None, limits: ReadLimits) -> None:
-        self._ref, self._prompt, self._limits = ref, prompt, limits
+    def __init__(self, ref: ShardRef, prompt: str | None, limits: ReadLimits, part: Slice) -> None:
+        self._ref, self._prompt, self._limits, self._part = ref, prompt, limits, part
+        self._number = 0
+        """Of the group in progress."""
+        self._cut = False
+        """Whether reading stopped before the shard's end, as was asked."""
         self._skipped: Counter[str] = Counter()
         self._keys: set[str] = set()
         self._samples = 0
@@ -96,11 +109,15 @@ class _ShardReading:
                 yield from self._finish_group()
             reason = self._damage(str(error), members)
         else:
-            if expected is not None and self._samples < expected:
+            if expected is not None and self._samples < expected and not self._cut:
                 reason = f"the shard holds {self._samples} samples of the {expected} that its index names"
+        if self._part.stop is not None:
+            if self._number < self._part.stop:
+                raise SourceError(f"the shard holds fewer than the {self._part.stop} samples it was sliced by")
+            reason = None  # the slice that reaches to the end says how it ends
         if reason is not None:
             yield Rejection(self._ref.name, self._last_key, "read", reason)
-        yield ShardEnd(self._samples, reason is None, reason, dict(sorted(self._skipped.items())))
+        yield ShardEnd(self._samples, reason is None, reason, dict(sorted(self._skipped.items())), self._number)
 
     def _read(self, members: TarMembers) -> Iterator[Sample | Rejection]:
         for member in members:
@@ -111,6 +128,9 @@ class _ShardReading:
             key, extension = named
             if self._group is None or self._group.key != key:
                 yield from self._finish_group()
+                if self._ends_before(key):
+                    self._cut = True
+                    return
                 self._group = MemberGroup(key)
             unwanted = self._group.wants(member, extension, self._limits)
             if unwanted:
@@ -119,22 +139,38 @@ class _ShardReading:
             if extension in IMAGE_EXTENSIONS and self._group.image is not None:
                 self._skipped["second image"] += 1
             self._group_is_torn = True
-            self._group.take(extension, members.read())
+            self._group.take(extension, self._content(members))
             self._group_is_torn = False
         yield from self._finish_group()
+
+    def _content(self, members: TarMembers) -> bytes:
+        if self._number >= self._part.first:
+            return members.read()
+        members.skip()
+        return b""
+
+    def _ends_before(self, key: str) -> bool:
+        if self._part.stop is not None and self._number >= self._part.stop:
+            return True
+        return self._ref.take is not None and self._samples >= self._ref.take and key not in self._keys
 
     def _finish_group(self) -> Iterator[Sample | Rejection]:
         group, self._group = self._group, None
         if group is None or not (group.extensions or group.others):
             return
         self._last_key, self._usual = group.key, group.extensions
+        wanted, self._number = self._number >= self._part.first, self._number + 1
         if group.key in self._keys:
+            if not wanted:
+                return
             reason = f"the key {group.key!r} comes twice in this shard; a sample's members must stand side by side"
             yield Rejection(self._ref.name, group.key, "sample", reason)
             return
         self._keys.add(group.key)
         self._samples += 1
-        yield from read_sample(self._ref.name, group, self._prompt)
+        if wanted:
+            items = read_sample(self._ref.name, group, self._prompt)
+            yield from items if not self._part.condemned else _condemned(items, self._part.condemned)
 
     def _group_is_whole(self) -> bool:
         """Whether the group before the damage can be taken for a whole sample: it has what the one before it had."""
@@ -153,6 +189,16 @@ class _ShardReading:
         read = f"read before it: members {members.members}, whole samples {self._samples}, bytes {members.position}"
         torn = f"; the sample {self._group.key!r} is not whole" if self._group is not None else ""
         return f"{reason}; {read}{torn}"
+
+
+def _condemned(items: Iterator[Sample | Rejection], reason: str) -> Iterator[Rejection]:
+    """A rejection in place of every question of a sample that must not be touched."""
+    for item in items:
+        if isinstance(item, Rejection):
+            yield item
+        else:
+            for one in item.questions:
+                yield Rejection(item.shard, item.key, "model", reason, one.index, one.id, one.text)
 
 
 def _why_unnamed(member: Member) -> str:
