@@ -6,6 +6,7 @@ Plain Python: the cluster is whatever offers `Cluster`'s methods (`fleet.RayClus
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,6 +20,8 @@ CAPACITY_SECONDS = 5.0
 """How often the cluster is asked whether machines have joined."""
 RETRY_SECONDS = 1.0
 """Wait after a replica that could not start; doubled with every further one."""
+PULSE_SECONDS = 30.0
+"""How often a replica is asked for its pulse, or four times within the lease's timeout."""
 FAILED_STARTS = 3
 """Failed starts in a row that end the run when no replica works."""
 FAILED_IN_A_ROW = 10
@@ -39,9 +42,7 @@ class ReplicaReplaced:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Nothing happened for a moment; gives the driver time for its own work."""
-
-    replicas: int
+    """Gives the driver time for its own work, also when nothing happens."""
 
 
 Event = ShardReport | FailedShard | ReplicaStarted | ReplicaReplaced | Tick
@@ -64,7 +65,7 @@ class _Replica:
     handle: ReplicaHandle
     call: Call
     """The call it is busy with; None when idle."""
-    state: Literal["placing", "starting", "idle", "working"]
+    state: Literal["placing", "starting", "idle", "working", "lost"]
     changed: float
     """When its pulse last changed, or its state."""
     launched: float = field(default_factory=time.monotonic)
@@ -97,6 +98,10 @@ class Dispatcher:
         self._settings = settings
         self._stopping = stopping
         self._replicas: list[_Replica] = []
+        # With a thousand replicas an event must not cost a walk over all of them.
+        self._waiting: dict[Call, _Replica] = {}
+        self._idle: deque[_Replica] = deque()
+        self._next_look = 0.0
         self._target = 0
         self._next_census = 0.0
         self._next_launch = 0.0
@@ -122,7 +127,7 @@ class Dispatcher:
                     return
                 yield from self._collect()
                 yield from self._replace_hung()
-                yield Tick(sum(replica.state in ("idle", "working") for replica in self._replicas))
+                yield Tick()
         finally:
             for replica in self._replicas:
                 replica.handle.kill()
@@ -140,31 +145,36 @@ class Dispatcher:
         if now >= self._next_launch:
             for _ in range(missing):
                 handle = self._cluster.launch()
-                self._replicas.append(_Replica(handle, handle.start(), "placing", now, pulse=handle.pulse()))
-        nothing_yet = all(replica.state == "placing" for replica in self._replicas)
-        if nothing_yet and now - self._began > self._settings.start_timeout:
+                replica = _Replica(handle, handle.start(), "placing", now, pulse=handle.pulse())
+                self._replicas.append(replica)
+                self._waiting |= {replica.call: replica, replica.pulse: replica}
+        late = now - self._began > self._settings.start_timeout
+        if late and all(replica.state == "placing" for replica in self._replicas):
             raise RunStopped(
                 f"no machine had room for a replica within {self._settings.start_timeout:g} s: free resources, "
                 "or lower --cpus-per-replica or --gpus-per-replica"
             )
 
     def _lease_out(self) -> None:
-        for replica in self._replicas:
-            if replica.state == "idle" and (lease := self.queue.take()):
+        while self._idle:
+            replica = self._idle[0]
+            if replica.state == "idle":
+                lease = self.queue.take()
+                if lease is None:
+                    return
                 replica.lease, replica.state, replica.changed = lease, "working", time.monotonic()
                 replica.call = replica.handle.work(lease.ref)
+                self._waiting[replica.call] = replica
+            self._idle.popleft()
 
     def _collect(self) -> Iterator[Event]:
         """Wait for answers, at most a moment, and act on each."""
-        calls = {replica.call: replica for replica in self._replicas if replica.call is not None}
-        pulses = {replica.pulse: replica for replica in self._replicas if replica.pulse is not None}
-        waiting = [*calls, *pulses]
-        if not waiting:
+        if not self._waiting:
             time.sleep(POLL_SECONDS)
             return
-        for call in self._cluster.wait(waiting, POLL_SECONDS):
-            replica = calls.get(call) or pulses[call]
-            if replica not in self._replicas:
+        for call in self._cluster.wait(list(self._waiting), POLL_SECONDS):
+            replica = self._waiting.pop(call, None)
+            if replica is None:  # lost by an answer before this one
                 continue
             try:
                 answer = self._cluster.result(call)
@@ -173,11 +183,11 @@ class Dispatcher:
             except ShardFailed as failure:
                 yield from self._fail(replica, str(failure))
             else:
-                yield from self._pulsed(replica, answer) if call in pulses else self._answered(replica, answer)
+                yield from self._pulsed(replica, answer) if call == replica.pulse else self._answered(replica, answer)
 
     def _pulsed(self, replica: _Replica, beat: Any) -> Iterator[Event]:
         replica.pulse, now = None, time.monotonic()
-        replica.next_pulse = now + min(5.0, self._settings.lease_timeout / 4)
+        replica.next_pulse = now + min(PULSE_SECONDS, self._settings.lease_timeout / 4)
         if beat != replica.beat:
             replica.beat, replica.changed = beat, now
         if replica.state == "placing":
@@ -187,6 +197,7 @@ class Dispatcher:
     def _answered(self, replica: _Replica, answer: Any) -> Iterator[Event]:
         now = time.monotonic()
         replica.call, replica.state, replica.changed = None, "idle", now
+        self._idle.append(replica)
         if replica.lease is None:
             replica.description, self._failed_starts = answer, 0
             yield ReplicaStarted(answer, now - replica.launched)
@@ -203,6 +214,7 @@ class Dispatcher:
             yield from self._lose(replica, reason)
             return
         replica.call, replica.state = None, "idle"
+        self._idle.append(replica)
         replica.failures += 1
         yield from self._count_failure(lease, reason)
         if replica.failures > 1:
@@ -210,6 +222,9 @@ class Dispatcher:
 
     def _lose(self, replica: _Replica, reason: str, blameless: bool = False) -> Iterator[Event]:
         self._replicas.remove(replica)
+        replica.state = "lost"
+        for call in (replica.call, replica.pulse):
+            self._waiting.pop(call, None)
         replica.handle.kill()
         yield ReplicaReplaced(replica.description, reason)
         if not replica.description:
@@ -236,10 +251,14 @@ class Dispatcher:
 
     def _replace_hung(self) -> Iterator[Event]:
         now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + min(POLL_SECONDS, self._settings.lease_timeout / 8)
         limits = {"starting": self._settings.start_timeout, "working": self._settings.lease_timeout}
         for replica in list(self._replicas):
             if replica.pulse is None and now >= replica.next_pulse:
                 replica.pulse = replica.handle.pulse()
+                self._waiting[replica.pulse] = replica
             limit = limits.get(replica.state)
             if limit is not None and now - replica.changed > limit:
                 yield from self._lose(replica, f"no progress for {limit:g} s")
