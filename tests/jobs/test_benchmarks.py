@@ -55,6 +55,14 @@ def test_the_job_benchmark_holds_a_shard_against_the_engine(tmp_path: Path) -> N
     assert result["shard_images_per_second"] > 0
 
 
+def test_the_driver_benchmark_finishes_every_shard_and_resumes() -> None:
+    arguments = ["--replicas", "7", "--shards", "60", "--idle-seconds", "0.2"]
+    result = last_json("benchmark_driver.py", *arguments)
+    assert result["finished_shards"] == 60
+    costs = ("cpu_ms_per_lease", "cpu_share_while_all_work", "cold_ledger_seconds", "warm_ledger_seconds")
+    assert all(result[name] > 0 for name in costs)
+
+
 def test_settings_are_split_between_not_inside() -> None:
     assert split_settings("dense,ficoco-v:64,epsilon=0.9,start=3,ficoco-l:64") == [
         "dense",
