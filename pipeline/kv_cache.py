@@ -42,9 +42,10 @@ class KVCache:
         self, layer: int, own: Int[Tensor, " b"], keys: Float[Tensor, "b g 1 d"], values: Float[Tensor, "b g 1 d"]
     ) -> None:
         """Write one token per row behind its `own` text tokens."""
-        index = (own + self.base[layer]).view(-1, 1, 1, 1).expand_as(keys)
-        self.keys[layer].scatter_(2, index, keys)
-        self.values[layer].scatter_(2, index, values)
+        # Not scatter_: on CPUs it copies the whole buffer for these few entries.
+        rows, entry = torch.arange(len(own), device=own.device), own + self.base[layer]
+        self.keys[layer][rows, :, entry] = keys[:, :, 0]
+        self.values[layer][rows, :, entry] = values[:, :, 0]
 
     def view(self, layer: int, longest: int) -> tuple[Float[Tensor, "b g n d"], Float[Tensor, "b g n d"]]:
         """Keys and values of a layer, cut behind the row with the most text."""
