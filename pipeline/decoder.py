@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline.kv_cache import KVCache
 from reduction.block import VisualBlock
+from reduction.feed_forward import feed_forward
 from reduction.language import position_ids, reduce_block
 from reduction.schedule import Plan
 from reduction.settings import Reduction
@@ -98,7 +99,7 @@ class Decoder:
             queries, keys, values = self._project(layer, hidden, turns[before])
             cache.append(index, own, keys, values)
             hidden = self._attend(layer, hidden, queries, *cache.view(index, longest), masks.get(base), causal=False)
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+            hidden = _through_mlp(layer, hidden)
         return self.head(self.llama.norm(hidden))[:, 0]
 
     def _embed_images(self, prompts: Prompts) -> Float[Tensor, "i t d"]:
@@ -146,7 +147,7 @@ class Decoder:
         mixed = F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=mask, is_causal=causal and mask is None, enable_gqa=self.grouped
         )
-        return hidden + layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2))
+        return layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2)).add_(hidden)
 
     def _joint_layer(
         self, index: int, layer: Any, hidden: Tensor, positions: Tensor, prompts: Prompts, cache: KVCache
@@ -159,7 +160,7 @@ class Decoder:
         drop = self.plan.decoder_drops[index]
         if drop and not self.plan.decoder_after_mlp:
             hidden, positions = self._reduce(hidden, positions, queries, keys, drop, prompts, index)
-        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        hidden = _through_mlp(layer, hidden)
         if drop and self.plan.decoder_after_mlp:
             if self.plan.decoder_by_next:
                 queries, keys = self._look_ahead(self.llama.layers[index + 1], hidden, rotation)
@@ -198,19 +199,27 @@ class Decoder:
         cache.put(index, 0, keys.index_select(0, prompts.image), values.index_select(0, prompts.image))
         if index + 1 < len(self.llama.layers):
             shared = self._attend(layer, shared, queries, keys, values)
-            shared = shared + layer.mlp(layer.post_attention_layernorm(shared))
+            shared = _through_mlp(layer, shared)
         turned = self._rotation(suffix, positions[:1, t:])
         queries, keys, values = self._project(layer, suffix, turned)
         cache.put(index, t, keys, values)
         mask = torch.ones(m, t + m, dtype=torch.bool, device=suffix.device).tril(t)
         suffix = self._attend(layer, suffix, queries, *cache.view(index, m), mask=mask)
-        return shared, suffix + layer.mlp(layer.post_attention_layernorm(suffix))
+        return shared, _through_mlp(layer, suffix)
+
+
+def _through_mlp(layer: Any, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+    """The feed-forward residual."""
+    return feed_forward(layer.mlp, layer.post_attention_layernorm(hidden)).add_(hidden)
 
 
 def _rotate(states: Float[Tensor, "b h t e"], cos: Tensor, sin: Tensor) -> Float[Tensor, "b h t e"]:
     """Rotary position embedding (Su et al. 2021), LLaMA's half-split form."""
     first, second = states.chunk(2, -1)
-    return states * cos + torch.cat([-second, first], -1) * sin
+    turned, half = states * cos, first.shape[-1]
+    turned[..., :half].addcmul_(second, sin[..., :half], value=-1)
+    turned[..., half:].addcmul_(first, sin[..., half:])
+    return turned
 
 
 def pad_suffixes(suffixes: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

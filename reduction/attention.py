@@ -25,9 +25,16 @@ def precise(tensor: Float[Tensor, ...]) -> Float[Tensor, ...]:
 def take(tokens: Float[Tensor, "b n w"], index: Int[Tensor, "b k"]) -> Float[Tensor, "b k w"]:
     """Tokens chosen row by row."""
     batch, count, width = tokens.shape
-    # Whole rows of one matrix are copied several times faster on a CPU than a gather with an expanded index is.
+    outer, inner, step = tokens.stride()
+    # Whole rows of one matrix are copied several times faster on a CPU than a gather with an expanded index is; a
+    # stretch of longer sequences is such a matrix too, with rows between that nothing points at.
+    if step == 1 and inner == width and outer % width == 0 and not tokens.requires_grad:
+        count = outer // width
+        matrix = tokens.as_strided(((batch - 1) * count + tokens.shape[1], width), (width, 1))
+    else:
+        matrix = tokens.reshape(-1, width)
     rows = index + count * torch.arange(batch, device=index.device).unsqueeze(1)
-    return tokens.reshape(-1, width).index_select(0, rows.flatten()).view(batch, -1, width)
+    return matrix.index_select(0, rows.flatten()).view(batch, -1, width)
 
 
 def concatenate_heads(heads: Float[Tensor, "b h n d"]) -> Float[Tensor, "b n w"]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from reduction.feed_forward import feed_forward
 from reduction.patches import Patches
 from reduction.schedule import Plan
 from reduction.settings import Reduction, ReductionError
@@ -90,8 +91,14 @@ def _reducing_layer(layer: Any, run: _Run, tower: Tower, n_drop: int, plan: Plan
     run = run._replace(hidden=hidden + attention.out_proj(mixed.transpose(1, 2).flatten(2)))
     if n_drop and not plan.vision_after_mlp:
         run = _dropped(run, patches, n_drop, reduction)
-    run = run._replace(hidden=run.hidden + layer.mlp(layer.layer_norm2(run.hidden)))
+    run = run._replace(hidden=run.hidden + feed_forward(layer.mlp, layer.layer_norm2(run.hidden)))
     return _dropped(run, patches, n_drop, reduction) if n_drop and plan.vision_after_mlp else run
+
+
+def _plain_layer(layer: Any, hidden: Float[Tensor, "b t w"]) -> Float[Tensor, "b t w"]:
+    """The layer as Hugging Face runs it."""
+    hidden = hidden + layer.self_attn(layer.layer_norm1(hidden), None)[0]
+    return hidden + feed_forward(layer.mlp, layer.layer_norm2(hidden))
 
 
 def _dropped(run: _Run, patches: Patches, n_drop: int, reduction: Reduction) -> _Run:
@@ -127,7 +134,7 @@ def run_tower(
         if n_drop or run.sizes is not None:
             run = _reducing_layer(layer, run, tower, n_drop, plan, reduction)
         else:
-            run = run._replace(hidden=layer(run.hidden, None))
+            run = run._replace(hidden=_plain_layer(layer, run.hidden))
         states[index + 1] = run.hidden
     if plan.reduces_vision and reorders(reduction.stages("vision")):
         run = _in_raster_order(run)
