@@ -20,6 +20,7 @@ from pipeline.limits import ReadLimits
 from pipeline.sources import SourceError
 
 _CHUNK_BYTES = 2**20
+_ZEROS = bytes(2**16)
 _DAMAGE = (OSError, EOFError, zlib.error, zstandard.ZstdError)
 FILE = "file"
 
@@ -95,6 +96,8 @@ class TarMembers:
                 header = tarfile.TarInfo.fromtarfile(archive)  # type: ignore[arg-type]
             except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
                 ended = True  # two such blocks end an archive; another archive may follow, as `cat a.tar b.tar` makes
+                self._stream.budget = None
+                self._stream.skip_zero_blocks()
                 continue
             except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
                 if ended:
@@ -133,6 +136,7 @@ class _ForwardStream:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._position = 0
+        self._pushed_back = b""
         self.at_end = False
         """Whether a read found fewer bytes than it asked for."""
         self.budget: int | None = None
@@ -168,7 +172,21 @@ class _ForwardStream:
             left -= len(chunk)
         return size - left
 
+    def skip_zero_blocks(self) -> None:
+        """Go to the next block that is not all zeros: a small compressed file may hold gigabytes of them."""
+        while chunk := self.read(len(_ZEROS)):
+            if chunk == _ZEROS:
+                continue
+            zeros = len(chunk) - len(chunk.lstrip(b"\0"))
+            self._pushed_back = chunk[zeros - zeros % tarfile.BLOCKSIZE :]
+            self._position -= len(self._pushed_back)
+            return
+
     def _read_once(self, size: int) -> bytes:
+        if self._pushed_back:
+            chunk, self._pushed_back = self._pushed_back[:size], self._pushed_back[size:]
+            self._position += len(chunk)
+            return chunk
         try:
             chunk = self._stream.read(size)
         except SourceError:

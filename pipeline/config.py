@@ -139,6 +139,8 @@ class RunConfig:
     max_header_bytes: int = option(
         "a tar member's headers above this end its shard", _LIMITS.max_header_bytes, convert=byte_count
     )
+    max_questions: int = option("images of more questions are quarantined", _LIMITS.max_questions, convert=count(1))
+    max_row_bytes: int = option("rows of a shard above this end it", _LIMITS.max_row_bytes, convert=byte_count)
     read_attempts: int = option("tries per read from remote storage", _LIMITS.attempts, convert=count(1))
     tracking_uri: str = option("MLflow tracking store", "sqlite:///mlflow.db")
     experiment: str = option("MLflow experiment", "ficoco-annotate")

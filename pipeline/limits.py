@@ -17,6 +17,8 @@ _OPTIONS = {
     "max_pixels": "max_pixels",
     "max_text_bytes": "max_text_bytes",
     "max_header_bytes": "max_header_bytes",
+    "max_questions": "max_questions",
+    "max_row_bytes": "max_row_bytes",
     "read_attempts": "attempts",
 }
 """Setting of a run -> its field here."""
@@ -24,11 +26,10 @@ _OPTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
-    """Bounds on what one member, sample or image may cost.
+    """Bounds on what one member, sample, image or shard may cost, however hostile.
 
-    Reading holds at most two images, one JSON and one text member at a time, so a shard being read takes at most
-    ``2 * max_image_bytes + 2 * max_text_bytes`` and a few MB of buffers, whatever the shard's size. Decoding
-    an image of more than 24 megapixels takes up to 12 bytes per pixel; such images are decoded one at a time.
+    Reading holds two images, one JSON and one text member at a time; parsed JSON takes up to 40 times its size.
+    Decoding an image of more than 24 megapixels takes up to 12 bytes per pixel; such are decoded one at a time.
     """
 
     max_image_bytes: int = 64 * _MEGABYTE
@@ -36,6 +37,11 @@ class ReadLimits:
     max_header_bytes: int = _MEGABYTE
     """Bytes that the headers of one tar member (PAX records, long names, sparse maps) may take."""
     max_pixels: int = PIL_MAX_PIXELS
+    max_questions: int = 10_000
+    """Asked about one image."""
+    max_row_bytes: int = 256 * _MEGABYTE
+    """What the rows of one shard may take; they are in memory until the shard is committed. A sample whose rows alone
+    take an eighth of it is rejected; a shard of more ends there, as an incomplete one."""
     attempts: int = 5
     """How often a read from remote storage is tried before the shard is given back."""
     retry_seconds: float = 0.5
@@ -52,7 +58,7 @@ class ReadLimits:
         return cls(**{_OPTIONS[name]: value for name, value in given.items()})
 
     def __post_init__(self) -> None:
-        for name in ("max_image_bytes", "max_text_bytes", "max_header_bytes", "max_pixels", "attempts"):
+        for name in _OPTIONS.values():
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: give at least 1")
         if self.max_pixels > PIL_MAX_PIXELS:

@@ -25,6 +25,8 @@ from pipeline.shards import ShardEnd, read_shard
 
 PENDING = 16
 """Samples whose images are being decoded, or wait for it."""
+PENDING_BYTES = 128 * 2**20
+"""Of their encoded images, one more not counted."""
 
 
 @dataclass(slots=True)
@@ -114,7 +116,7 @@ class Preparation:
             else:
                 filling.pending.append(_Pending(window, order, item, self.pool.submit(self._decode, item)))
             # Only a few encoded images wait for a thread; the reader goes no faster than they are decoded.
-            while len(filling.pending) > PENDING:
+            while filling.crowded():
                 self._take(filling.pending.popleft())
             yield from filling.full()
         while filling.pending:
@@ -172,6 +174,11 @@ class _Filling:
         self._key = ""
         self._windows = deque([Window()])
         self.pending: deque[_Pending] = deque()
+
+    def crowded(self) -> bool:
+        """Whether enough encoded images wait for a thread."""
+        waiting = sum(len(one.sample.image) for one in self.pending)
+        return len(self.pending) > PENDING or waiting > PENDING_BYTES
 
     @property
     def last(self) -> Window:

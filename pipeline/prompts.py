@@ -97,7 +97,7 @@ class PromptFormat:
         body = suffix[: len(suffix) - len(self._closing_ids)]
         if prefix != self._prefix or not self._special_ids.isdisjoint(body):
             raise PromptError("the question has characters that the tokenizer turns into a special token")
-        prompt = Prompt(prefix, suffix)
+        prompt = Prompt(self._prefix, suffix)  # not a copy for every question
         if self._limit is not None and prompt.text_tokens > self._limit:
             raise PromptError(f"the prompt has {prompt.text_tokens} text tokens; at most {self._limit} fit the context")
         return prompt

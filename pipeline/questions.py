@@ -22,6 +22,7 @@ _REFERENCES = ("answers", "answer", "references", "reference")
 _KINDS = ("kind", "type")
 _HUMAN = ("human", "user")
 _ASSISTANT = ("gpt", "assistant")
+_UNASKED = (*_ASSISTANT, "system")
 
 
 class QuestionError(ValueError):
@@ -52,13 +53,14 @@ def well_formed(text: str) -> str:
     return text
 
 
-def read_questions(data: bytes, key: str) -> QuestionSheet:
+def read_questions(data: bytes, key: str, most: int) -> QuestionSheet:
     """Parse a sample's JSON member. A question without an id gets ``<key>#<index>``.
 
     NaN and infinities, which are not JSON but which exported tables hold, become null.
 
     Raises:
-        QuestionError: it is not JSON or not an object, a name occurs twice in one object, or it asks in two forms.
+        QuestionError: it is not JSON or not an object, a name occurs twice in one object, it asks in two forms, or
+            more than ``most`` questions.
     """
     try:
         fields = _parse(data)
@@ -66,6 +68,8 @@ def read_questions(data: bytes, key: str) -> QuestionSheet:
         if len(forms) > 1:
             raise QuestionError(f"it has both '{forms[0]}' and '{forms[1]}': which is meant is not known")
         form = forms[0] if forms else None
+        if form not in (None, "question") and isinstance(fields[form], list):
+            _refuse_many(form, fields[form], most)
         rest = {name: value for name, value in fields.items() if name not in _FORMS}
         questions, unread = _questions(form, fields, key)
         if form == "question":
@@ -95,6 +99,13 @@ def _parse(data: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise QuestionError(f"it is a JSON {_name(fields)}, not an object")
     return fields
+
+
+def _refuse_many(form: str, items: list[Any], most: int) -> None:
+    """Before anything is made of the questions: a few bytes of JSON each, they take a thousand times that as rows."""
+    asked = sum(form == "questions" or _speaker(item) not in _UNASKED for item in items)
+    if asked > most:
+        raise QuestionError(f"it asks {asked} questions; the limit is {most}")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -157,14 +168,18 @@ def _question(item: Any, index: int, key: str) -> tuple[Question | UnreadableQue
 def _turns(turns: list[Any]) -> Iterator[Any]:
     """Human turns as question objects. A reply that follows no human turn answers nothing and is passed over."""
     for turn, following in zip_longest(turns, turns[1:]):
-        speaker = turn.get("from") if isinstance(turn, dict) else None
+        speaker = _speaker(turn)
         if speaker in _HUMAN:
             value = turn.get("value")
             question = value.replace("<image>", "").strip() if isinstance(value, str) else value
-            replied = isinstance(following, dict) and following.get("from") in _ASSISTANT
+            replied = _speaker(following) in _ASSISTANT
             yield {"question": question, "answer": following.get("value") if replied else None}
-        elif speaker not in (*_ASSISTANT, "system"):
+        elif speaker not in _UNASKED:
             yield QuestionError("the turn is neither from human nor from gpt")
+
+
+def _speaker(turn: Any) -> Any:
+    return turn.get("from") if isinstance(turn, dict) else None
 
 
 def _references(value: Any) -> Iterator[str]:

@@ -82,7 +82,7 @@ class MemberGroup:
             self.faults[part] = reason
 
 
-def read_sample(shard: str, group: MemberGroup, prompt: str | None) -> Iterator[Sample | Rejection]:
+def read_sample(shard: str, group: MemberGroup, prompt: str | None, limits: ReadLimits) -> Iterator[Sample | Rejection]:
     """Yield the sample with its readable questions, if there are an image and a question, and a rejection for the rest.
 
     An image that cannot be had rejects each of its questions; without a readable question there is one rejection.
@@ -90,7 +90,7 @@ def read_sample(shard: str, group: MemberGroup, prompt: str | None) -> Iterator[
     try:
         if "sample" in group.faults:
             raise QuestionError(group.faults["sample"])
-        sheet = _ask(group, prompt)
+        sheet = _ask(group, prompt, limits.max_questions)
     except QuestionError as error:
         yield Rejection(shard, group.key, "sample", str(error))
         return
@@ -106,14 +106,14 @@ def read_sample(shard: str, group: MemberGroup, prompt: str | None) -> Iterator[
             )
 
 
-def _ask(group: MemberGroup, prompt: str | None) -> QuestionSheet:
+def _ask(group: MemberGroup, prompt: str | None, most: int) -> QuestionSheet:
     """What the JSON asks or, where it asks nothing, the prompt with the caption as its reference."""
     if "json" in group.faults:
         raise QuestionError(group.faults["json"])
     sheet = QuestionSheet((), "{}")
     if group.json is not None:
         try:
-            sheet = read_questions(group.json, group.key)
+            sheet = read_questions(group.json, group.key, most)
         except QuestionError as error:
             raise QuestionError(f"{group.key}.json: {error}") from None
     if sheet.questions:

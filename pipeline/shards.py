@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -12,6 +12,7 @@ from pipeline.archive import ArchiveError, Member, TarMembers
 from pipeline.expected_count import expected_samples
 from pipeline.limits import ReadLimits
 from pipeline.records import Rejection, Sample, ShardRef
+from pipeline.row_size import row_bytes
 from pipeline.samples import IMAGE_EXTENSIONS, MemberGroup, read_sample, split_name
 from pipeline.sources import CompressionError, SourceError, decompressed, open_source
 from pipeline.tasks import END, WHOLE, Slice
@@ -90,6 +91,7 @@ class _ShardReading:
         self._skipped: Counter[str] = Counter()
         self._keys: set[str] = set()
         self._samples = 0
+        self._row_bytes = 0
         self._group: MemberGroup | None = None
         self._group_is_torn = False
         self._usual: set[str] | None = None
@@ -113,7 +115,8 @@ class _ShardReading:
                 reason = f"the shard holds {self._samples} samples of the {expected} that its index names"
         if self._part.stop is not None:
             if self._number < self._part.stop:
-                raise SourceError(f"the shard holds fewer than the {self._part.stop} samples it was sliced by")
+                why = f" ({reason})" if reason else ""
+                raise SourceError(f"the shard gives fewer than the {self._part.stop} samples it was sliced by{why}")
             reason = None  # the slice that reaches to the end says how it ends
         if reason is not None:
             yield Rejection(self._ref.name, self._last_key, "read", reason)
@@ -131,6 +134,8 @@ class _ShardReading:
                 if self._ends_before(key):
                     self._cut = True
                     return
+                if self._row_bytes > self._limits.max_row_bytes:
+                    raise ArchiveError(f"the rows of this shard take more than {self._limits.max_row_bytes} bytes")
                 self._group = MemberGroup(key)
             unwanted = self._group.wants(member, extension, self._limits)
             if unwanted:
@@ -160,6 +165,11 @@ class _ShardReading:
             return
         self._last_key, self._usual = group.key, group.extensions
         wanted, self._number = self._number >= self._part.first, self._number + 1
+        for item in self._items(group, wanted):
+            self._row_bytes += row_bytes(item)
+            yield item
+
+    def _items(self, group: MemberGroup, wanted: bool) -> Iterator[Sample | Rejection]:
         if group.key in self._keys:
             if not wanted:
                 return
@@ -169,8 +179,16 @@ class _ShardReading:
         self._keys.add(group.key)
         self._samples += 1
         if wanted:
-            items = read_sample(self._ref.name, group, self._prompt)
+            items = self._bounded(group.key, list(read_sample(self._ref.name, group, self._prompt, self._limits)))
             yield from items if not self._part.condemned else _condemned(items, self._part.condemned)
+
+    def _bounded(self, key: str, items: list[Sample | Rejection]) -> list[Sample | Rejection]:
+        """The items of a sample, or one rejection in place of what would take too much."""
+        size, limit = sum(map(row_bytes, items)), self._limits.max_row_bytes // 8
+        if size <= limit:
+            return items
+        reason = f"its questions, each with the other fields of its JSON, take {size} bytes; the limit is {limit}"
+        return [Rejection(self._ref.name, key, "sample", reason)]
 
     def _group_is_whole(self) -> bool:
         """Whether the group before the damage can be taken for a whole sample: it has what the one before it had."""
@@ -191,7 +209,7 @@ class _ShardReading:
         return f"{reason}; {read}{torn}"
 
 
-def _condemned(items: Iterator[Sample | Rejection], reason: str) -> Iterator[Rejection]:
+def _condemned(items: Iterable[Sample | Rejection], reason: str) -> Iterator[Rejection]:
     """A rejection in place of every question of a sample that must not be touched."""
     for item in items:
         if isinstance(item, Rejection):
