@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from pipeline.faults import fault_point
 TEMPORARY_SUFFIX = ".tmp"
 READ_AHEAD = 512
 """Files fetched together by `read_many` on remote storage."""
+READERS, FILES_PER_READER = 8, 128
+"""Threads of `read_many` on a local disk, for files that are not in the page cache, and what each takes at a time."""
 S3_OPTIONS: dict[str, Any] = {
     "max_concurrency": 1,  # a read is then one GET, without a HEAD to see whether to split it
     "config_kwargs": {
@@ -86,11 +90,16 @@ class LocalStore:
         return (self.root / path).read_bytes()
 
     def read_many(self, paths: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
-        for path in paths:
-            content = None
-            with suppress(OSError):
-                content = self.read(path)
-            yield path, content
+        root = f"{self.root}{os.sep}"
+        groups = (paths[start : start + FILES_PER_READER] for start in range(0, len(paths), FILES_PER_READER))
+        under_way: deque[Future[list[tuple[str, bytes | None]]]] = deque()
+        with ThreadPoolExecutor(READERS, "read-files") as pool:
+            for group in groups:
+                under_way.append(pool.submit(_read_all, root, group))
+                if len(under_way) > READERS:
+                    yield from under_way.popleft().result()
+            while under_way:
+                yield from under_way.popleft().result()
 
     def exists(self, path: str) -> bool:
         return (self.root / path).exists()
@@ -157,6 +166,16 @@ class RemoteStore:
 
     def _full(self, path: str) -> str:
         return f"{self.root}/{path.strip('/')}".rstrip("/")
+
+
+def _read_all(root: str, paths: Sequence[str]) -> list[tuple[str, bytes | None]]:
+    found: list[tuple[str, bytes | None]] = []
+    for path in paths:
+        content = None
+        with suppress(OSError), open(root + path, "rb", buffering=0) as file:  # noqa: PTH123, a hundred thousand times
+            content = file.read()
+        found.append((path, content))
+    return found
 
 
 def _write_temporary(target: Path, data: bytes) -> Path:

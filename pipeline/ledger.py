@@ -9,12 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from operator import attrgetter
 from typing import Any
 
 from pipeline.part_names import file_stem, report_path, shard_id
 from pipeline.records import ShardRef, ShardReport
 from pipeline.storage import Output
-from pipeline.totals import Totals
+from pipeline.totals import SUMMED, Totals
+
+FIELDS = tuple(one.name for one in fields(ShardReport))
+REQUIRED = {one.name for one in fields(ShardReport) if one.default is MISSING and one.default_factory is MISSING}
+_summed = attrgetter(*SUMMED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +131,14 @@ def decode_report(content: bytes | None) -> ShardReport:
     plain: Any = json.loads(content)
     if not isinstance(plain, dict):
         raise ValueError("not a JSON object")
-    required = {one.name for one in fields(ShardReport) if one.default is MISSING and one.default_factory is MISSING}
-    if absent := sorted(required - plain.keys()):
+    if absent := sorted(REQUIRED - plain.keys()):
         raise ValueError(f"fields are missing: {', '.join(absent)}")
-    report = ShardReport(**{one.name: plain[one.name] for one in fields(ShardReport) if one.name in plain})
+    report = ShardReport(**{name: plain[name] for name in FIELDS if name in plain})
     try:
         report.scores_by_kind = {kind: (int(pair[0]), float(pair[1])) for kind, pair in report.scores_by_kind.items()}
         for part in report.parts:
             str(part["path"]), int(str(part["bytes"])), int(str(part["rows"])), str(part["sha256"])
-        Totals().add(report)
+        sum((*_summed(report), *report.seconds.values(), *report.flops.values()))
     except (TypeError, AttributeError, KeyError, IndexError) as error:
         raise ValueError(f"a field has a value of another type ({error})") from error
     return report

@@ -91,6 +91,15 @@ def test_a_file_written_is_read_listed_replaced_and_deleted(output: Output) -> N
         output.read("run.json")
 
 
+def test_many_local_files_come_in_order_each_with_its_own_content(tmp_path: Path) -> None:
+    wanted = [f"ledger/{number:04d}.json" for number in range(3 * file_stores.FILES_PER_READER + 5)]
+    (tmp_path / "ledger").mkdir()
+    for path in wanted[::2]:
+        (tmp_path / path).write_text(path)
+    found = list(open_output(str(tmp_path)).read_many(wanted))
+    assert found == [(path, path.encode() if number % 2 == 0 else None) for number, path in enumerate(wanted)]
+
+
 def test_put_new_never_replaces_a_file(output: Output) -> None:
     assert output.put_new("driver.lock", b"first")
     assert not output.put_new("driver.lock", b"second")
