@@ -13,7 +13,7 @@ from dataclasses import replace
 from pipeline.faults import fault_point
 from pipeline.ledger import Ledger, LedgerEntry
 from pipeline.parquet import write_part
-from pipeline.part_names import data_path, file_stem, is_part, is_temporary, quarantine_path
+from pipeline.part_names import data_path, file_stem, is_part, is_staged, is_temporary, quarantine_path
 from pipeline.records import ANSWER_SCHEMA, QUARANTINE_SCHEMA, Answer, Rejection, ShardReport
 from pipeline.storage import Output
 
@@ -123,8 +123,9 @@ def counted(
 
 
 def sweep(output: Output, entries: Iterable[LedgerEntry]) -> list[str]:
-    """Remove what dead attempts left: temporary files, and parts that no report names. Only for the lock's holder,
-    when no replica is writing.
+    """Remove what dead attempts left: temporary files, staged slices, and parts that no report names.
+
+    Only for the lock's holder, when no replica is writing.
 
     Returns:
         The paths removed.
@@ -133,7 +134,7 @@ def sweep(output: Output, entries: Iterable[LedgerEntry]) -> list[str]:
     leftovers = [
         file.path
         for file in output.list()
-        if is_temporary(file.path) or (is_part(file.path) and file.path not in named)
+        if is_temporary(file.path) or is_staged(file.path) or (is_part(file.path) and file.path not in named)
     ]
     for path in leftovers:
         output.delete(path)

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline.cluster import Call, Cluster, ReplicaHandle, ReplicaLost, RunStopped, ShardFailed
-from pipeline.leases import FailedShard, Lease, LeaseQueue
+from pipeline.leases import FailedShard, Lease, LeaseQueue, Narrowed
+from pipeline.patience import Patience
 from pipeline.records import ShardRef, ShardReport
+from pipeline.tasks import LETHAL
 
 POLL_SECONDS = 0.5
 CAPACITY_SECONDS = 5.0
@@ -24,8 +26,6 @@ PULSE_SECONDS = 30.0
 """How often a replica is asked for its pulse, or four times within the lease's timeout."""
 FAILED_STARTS = 3
 """Failed starts in a row that end the run when no replica works."""
-FAILED_IN_A_ROW = 10
-"""Failed attempts without a finished shard between them that end the run: the cause is not in the shards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Tick:
     """Gives the driver time for its own work, also when nothing happens."""
 
 
-Event = ShardReport | FailedShard | ReplicaStarted | ReplicaReplaced | Tick
+Event = ShardReport | FailedShard | Narrowed | ReplicaStarted | ReplicaReplaced | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Dispatcher:
         self._next_census = 0.0
         self._next_launch = 0.0
         self._failed_starts = 0
-        self._failed_in_a_row = 0
+        self._patience = Patience()
         self._began = time.monotonic()
 
     def run(self) -> Iterator[Event]:
@@ -141,7 +141,7 @@ class Dispatcher:
         if now >= self._next_census:
             self._next_census = now + CAPACITY_SECONDS
             self._target = self._settings.replicas or self._cluster.capacity()
-        missing = min(self._target, self.queue.unfinished) - len(self._replicas)
+        missing = self.queue.useful(self._target) - len(self._replicas)
         if now >= self._next_launch:
             for _ in range(missing):
                 handle = self._cluster.launch()
@@ -159,7 +159,7 @@ class Dispatcher:
         while self._idle:
             replica = self._idle[0]
             if replica.state == "idle":
-                lease = self.queue.take()
+                lease = self.queue.take(self._target)
                 if lease is None:
                     return
                 replica.lease, replica.state, replica.changed = lease, "working", time.monotonic()
@@ -202,10 +202,13 @@ class Dispatcher:
             replica.description, self._failed_starts = answer, 0
             yield ReplicaStarted(answer, now - replica.launched)
             return
-        self.queue.finish(replica.lease)
-        answer.attempts = replica.lease.attempt
-        replica.lease, replica.failures, self._failed_in_a_row = None, 0, 0
-        yield answer
+        lease, replica.lease, replica.failures = replica.lease, None, 0
+        attempts = self.queue.finish(lease, answer)
+        if answer.answers or lease.ref.task is None:
+            self._patience.success()
+        if isinstance(answer, ShardReport):
+            answer.attempts = attempts
+            yield answer
 
     def _fail(self, replica: _Replica, reason: str) -> Iterator[Event]:
         """An exception came back instead of an answer."""
@@ -232,15 +235,13 @@ class Dispatcher:
         elif replica.lease is not None and blameless:
             self.queue.give_back(replica.lease)
         elif replica.lease is not None:
-            yield from self._count_failure(replica.lease, f"its replica was lost: {reason}")
+            yield from self._count_failure(replica.lease, f"{LETHAL}: {reason}", lost=True)
 
-    def _count_failure(self, lease: Lease, reason: str) -> Iterator[Event]:
-        failed = self.queue.fail(lease, reason)
-        if failed:
-            yield failed
-        self._failed_in_a_row += 1
-        if self._failed_in_a_row >= max(FAILED_IN_A_ROW, 2 * len(self._replicas)):
-            raise RunStopped(f"{self._failed_in_a_row} attempts in a row failed, the last with: {reason}")
+    def _count_failure(self, lease: Lease, reason: str, lost: bool = False) -> Iterator[Event]:
+        outcome = self.queue.lose(lease, reason) if lost else self.queue.fail(lease, reason)
+        if outcome:
+            yield outcome
+        self._patience.failure(outcome, reason, max(self._target, len(self._replicas)))
 
     def _count_failed_start(self, reason: str) -> None:
         self._failed_starts += 1

@@ -18,10 +18,11 @@ from ray.exceptions import ActorUnschedulableError, NodeDiedError, RayActorError
 
 from pipeline.cluster import Call, Cluster, ReplicaLost, ShardFailed, WorkerSpec
 from pipeline.config import RunConfig
+from pipeline.device_errors import breaks_device
 from pipeline.errors import UserError
 from pipeline.placement import Machine, Share, share_of
 from pipeline.places import inside_ray_job
-from pipeline.records import ShardRef, ShardReport
+from pipeline.records import ShardRef, ShardReport, SliceReport
 
 ROOT = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 100 * 2**20
@@ -50,12 +51,11 @@ class _ReplicaActor:
         where = {"pid": os.getpid(), "node": ray.util.get_node_ip_address(), "node_id": context.get_node_id()}
         return {**self._worker.describe(), **where}
 
-    def work(self, ref: ShardRef) -> ShardReport:
+    def work(self, ref: ShardRef) -> ShardReport | SliceReport:
         try:
             return self._worker.work(ref)
         except Exception as error:
-            if _breaks_device(error):
-                # The context stays broken for the whole process: only a new process can work again.
+            if breaks_device(error):
                 print(f"leaving after {error}", file=sys.stderr, flush=True)
                 os._exit(1)
             raise
@@ -63,19 +63,6 @@ class _ReplicaActor:
     def pulse(self) -> int:
         pulse = getattr(self._worker, "pulse", None)
         return -1 if pulse is None else int(pulse())
-
-
-def _breaks_device(error: Exception) -> bool:
-    """Whether a CUDA error other than lack of memory is behind an exception."""
-    cause: BaseException | None = error
-    while cause is not None:
-        name, text = type(cause).__name__, str(cause)
-        if name == "OutOfMemoryError":
-            return False
-        if name == "AcceleratorError" or "CUDA error" in text or "cuDNN error" in text or "NCCL error" in text:
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
 
 
 class RayReplica:

@@ -15,7 +15,8 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _OWN_FILE = re.compile(
     r"(run\.json|_SUCCESS|metrics\.jsonl|driver\.lock"
     r"|(data|quarantine)/[^/]+-[0-9a-f]{8}(\.r\d+)?\.parquet"
-    r"|ledger/[^/]+-[0-9a-f]{8}\.json)$"
+    r"|ledger/[^/]+-[0-9a-f]{8}\.json"
+    r"|staged/[^/]+-[0-9a-f]{8}\.\d+-(\d+|end)\.json\.zst)$"
 )
 _TEMPORARY = re.compile(r"(.+/)?\.[^/]+\.\d+-[0-9a-f]{8}\.tmp$|\.probe-[0-9a-f]{8}$")
 
@@ -42,6 +43,15 @@ def quarantine_path(stem: str, retry: int = 0) -> str:
 
 def report_path(stem: str) -> str:
     return f"ledger/{stem}.json"
+
+
+def staged_path(stem: str, first: int, stop: int | None) -> str:
+    """A slice's result before its shard is committed."""
+    return f"staged/{stem}.{first}-{'end' if stop is None else stop}.json.zst"
+
+
+def is_staged(path: str) -> bool:
+    return bool(_OWN_FILE.fullmatch(path)) and path.startswith("staged/")
 
 
 def is_part(path: str) -> bool:

@@ -126,6 +126,17 @@ class ShardReport:
     attempts: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class SliceReport:
+    """What came of one slice of a shard; its rows are staged."""
+
+    answers: int
+    numbered: int
+    """Samples before the slice's end; for the slice that reaches to the shard's end, all that slices count."""
+    window: int
+    """Slices that begin at multiples of it give the same batches as the whole shard."""
+
+
 ANSWER_SCHEMA = pa.schema(
     [
         pa.field("shard", pa.string(), nullable=False),

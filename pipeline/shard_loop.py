@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipeline.cluster import Cluster, RunStopped
 from pipeline.config import RunConfig
 from pipeline.dispatch import Dispatcher, DispatchSettings, Event, ReplicaReplaced, ReplicaStarted
-from pipeline.leases import FailedShard
+from pipeline.leases import FailedShard, Narrowed
 from pipeline.meter import Meter
 from pipeline.progress import Progress
 from pipeline.records import ShardRef, ShardReport
@@ -90,6 +90,10 @@ class ShardLoop:
             case FailedShard():
                 self._failed.append(event)
                 self.progress.say(f"{event.ref.name} is given up after {event.attempts} attempts: {event.reason}")
+            case Narrowed(sample=None):
+                self.progress.say(f"{event.ref.name} goes on in slices, to find what does this: {event.reason}")
+            case Narrowed():
+                self.progress.say(f"sample {event.sample} of {event.ref.name} goes to quarantine: {event.reason}")
             case ReplicaStarted():
                 self.meter.ready()
                 told = ", ".join(f"{name} {value}" for name, value in event.description.items() if name != "node_id")

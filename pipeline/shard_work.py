@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.batching import plan_batches
-from pipeline.commit import commit_shard
+from pipeline.isolation import Isolation
 from pipeline.limits import ReadLimits
 from pipeline.preparation import Preparation, Window
-from pipeline.records import FLOP_PARTS, Answer, Rejection, ShardRef, ShardReport
+from pipeline.records import FLOP_PARTS, Answer, Rejection, ShardRef, ShardReport, SliceReport
 from pipeline.replica import Replica, ReplicaSettings
+from pipeline.staging import assemble, finish_shard
 from pipeline.storage import open_output
+from pipeline.tasks import Assembly
 
 WINDOW_BATCHES = 8
 """Batches planned together: enough that prompts of like length meet, few enough that pictures fit in memory."""
@@ -45,6 +47,7 @@ class ShardWorker:
             window=min(MOST_PICTURES, WINDOW_BATCHES * self.replica.batch_size),
             threads=image_threads or max(2, (os.cpu_count() or 2) // 2),
         )
+        self.isolation = Isolation(self.replica.answer)
         self._answered = 0
 
     def describe(self) -> dict[str, Any]:
@@ -54,34 +57,42 @@ class ShardWorker:
         """A number that changes as work gets on."""
         return self._answered
 
-    def work(self, ref: ShardRef) -> ShardReport:
-        """Answer every question of a shard, write its parts and then its report, and return the report.
+    def work(self, ref: ShardRef) -> ShardReport | SliceReport:
+        """Do the shard's task; without one, answer every question, write the parts and then the report.
 
         Raises:
-            StorageError: the shard cannot be read, or the output not be written, now.
+            StorageError, SourceError: the output cannot be written, or the shard not be read, now.
+            ModelFailing: the model fails, whatever it is asked.
         """
+        if isinstance(ref.task, Assembly):
+            return assemble(self.output, ref, ref.task, self.provenance)
         began = time.perf_counter()
         report = ShardReport(ref.name, ref.url, ref.fingerprint)
         self.replica.engine.stopwatch.seconds.clear()
         answers: dict[Place, Answer] = {}
         rejections: list[tuple[Place, Rejection]] = []
+        numbered = 0
         for window in self.preparation.windows(ref):
             self._answer(window, answers, rejections, report)
             for stage, seconds in window.seconds.items():
                 report.seconds[stage] += seconds
             if window.end is not None:
-                report.samples = window.end.samples
+                report.samples, numbered = window.end.samples, window.end.numbered
                 report.incomplete = None if window.end.complete else window.end.incomplete_reason
+        self.isolation.check()
         for stage, seconds in self.replica.engine.stopwatch.seconds.items():
             report.seconds[stage] += seconds
         report.wall_seconds = time.perf_counter() - began
         rejections.sort(key=lambda row: row[0])
-        return commit_shard(
+        return finish_shard(
             self.output,
+            ref,
             report,
             [answers[place] for place in sorted(answers)],
             [row for _, row in rejections],
             self.provenance,
+            numbered=numbered,
+            window=self.preparation.window,
         )
 
     def _answer(
@@ -93,7 +104,7 @@ class ShardWorker:
     ) -> None:
         rejections += window.rejections
         for batch in plan_batches(window.pictures, self.replica.batch_size):
-            for place, row, flops in self.replica.answer(batch):
+            for place, row, flops in self.isolation.rows(batch):
                 if isinstance(row, Answer):
                     answers[place] = row
                 else:

@@ -35,6 +35,8 @@ class Retry:
     """Leave out what has killed replicas."""
 
 
+LETHAL = "its replica was lost"
+"""How the reason begins for which a sample is condemned."""
 WHOLE = Slice(0, None)
 END = Slice(2**62, None)
 """What comes behind the samples: how many there are, and whether the shard is whole. Nothing is decoded for it."""

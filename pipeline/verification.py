@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.ledger import decode_report
 from pipeline.part_audit import Identity, ShardAudit, audit_shard, compare_with_input
-from pipeline.part_names import is_part, is_temporary, shard_id
+from pipeline.part_names import is_part, is_staged, is_temporary, shard_id
 from pipeline.records import ShardRef, ShardReport
 from pipeline.run_folder import read_run, read_success
 from pipeline.storage import Output
@@ -173,7 +173,7 @@ def _find_leftovers(output: Output, named: set[str], result: Verification, finis
             result.leftovers += 1
             if finished:
                 result.findings.append(f"{file.path}: no report in the ledger names it, yet readers would take it up")
-        elif is_temporary(file.path):
+        elif is_temporary(file.path) or is_staged(file.path):
             result.leftovers += 1
 
 

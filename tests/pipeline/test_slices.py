@@ -7,6 +7,7 @@ import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ from pipeline.tasks import END, Slice
 from tests.pipeline.shard_bytes import JPEG, QUICK, numbered, tar_bytes
 
 Item = Sample | Rejection | ShardEnd
-KINDS = {
+KINDS: dict[str, list[tuple[str, bytes | dict[str, Any]]]] = {
     "plain": [(".jpg", JPEG), (".txt", b"a caption")],
     "asks": [(".jpg", JPEG), (".json", {"questions": ["one?", 5, "three?"]})],
     "two images": [(".png", JPEG), (".jpg", JPEG)],
