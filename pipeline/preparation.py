@@ -61,6 +61,8 @@ class Preparation:
     ) -> None:
         self.transform, self.prompts, self.prompt = transform, prompts, prompt
         self.limits, self.window = limits or ReadLimits(), window
+        self.members = 0
+        """Members of shards met so far: a sign of life while nothing else happens."""
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="decode-images")
 
     def windows(self, ref: ShardRef) -> Generator[Window, None, None]:
@@ -101,7 +103,7 @@ class Preparation:
 
     def _fill(self, ref: ShardRef) -> Iterator[Window]:
         filling = _Filling(self.window)
-        items = read_shard(ref, self.prompt, self.limits)
+        items = read_shard(ref, self.prompt, self.limits, self._passed)
         for order in itertools.count():
             began = time.perf_counter()
             item = next(items)
@@ -125,6 +127,9 @@ class Preparation:
         filling.last.seconds["read"] += seconds
         filling.last.end = end
         yield filling.last
+
+    def _passed(self) -> None:
+        self.members += 1
 
     def _decode(self, sample: Sample) -> tuple[Picture | ImageError, float]:
         began = time.perf_counter()

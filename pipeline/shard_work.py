@@ -55,7 +55,7 @@ class ShardWorker:
 
     def pulse(self) -> int:
         """A number that changes as work gets on."""
-        return self._answered
+        return self._answered + self.preparation.members
 
     def work(self, ref: ShardRef) -> ShardReport | SliceReport:
         """Do the shard's task; without one, answer every question, write the parts and then the report.

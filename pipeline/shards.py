@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -35,7 +35,7 @@ class ShardEnd:
 
 
 def read_shard(
-    ref: ShardRef, prompt: str | None, limits: ReadLimits | None = None
+    ref: ShardRef, prompt: str | None, limits: ReadLimits | None = None, passed: Callable[[], None] = lambda: None
 ) -> Iterator[Sample | Rejection | ShardEnd]:
     """Read a shard, or the slice that is its task, member by member; nothing is unpacked, nothing is written.
 
@@ -44,6 +44,9 @@ def read_shard(
     much was read. A shard that is missing or may not be opened gives one rejection of stage "open". With `ref.take` it
     ends after so many samples. A slice gives what the whole shard gives for these samples, and says nothing of the
     shard's end unless it reaches to it.
+
+    Args:
+        passed: called at every member, also those that a slice passes over.
 
     Raises:
         SourceError: remote storage failed through all attempts, or the shard is no longer what was sliced; it should
@@ -66,7 +69,7 @@ def read_shard(
             yield Rejection(ref.name, "", "open", reason)
             yield ShardEnd(0, complete=False, incomplete_reason=reason)
             return
-        yield from _ShardReading(ref, prompt, limits, part).run(raw, expected)
+        yield from _ShardReading(ref, prompt, limits, part, passed).run(raw, expected)
 
 
 def _why_not_opened(error: OSError) -> str:
@@ -82,8 +85,10 @@ def _why_not_opened(error: OSError) -> str:
 class _ShardReading:
     """The state of reading one shard: the keys met, what was skipped, the group in progress."""
 
-    def __init__(self, ref: ShardRef, prompt: str | None, limits: ReadLimits, part: Slice) -> None:
-        self._ref, self._prompt, self._limits, self._part = ref, prompt, limits, part
+    def __init__(
+        self, ref: ShardRef, prompt: str | None, limits: ReadLimits, part: Slice, passed: Callable[[], None]
+    ) -> None:
+        self._ref, self._prompt, self._limits, self._part, self._passed = ref, prompt, limits, part, passed
         self._number = 0
         """Of the group in progress."""
         self._cut = False
@@ -124,6 +129,7 @@ class _ShardReading:
 
     def _read(self, members: TarMembers) -> Iterator[Sample | Rejection]:
         for member in members:
+            self._passed()
             named = split_name(member.name)
             if named is None or member.kind == "directory" or member.name.startswith("__"):
                 self._skipped[_why_unnamed(member)] += 1

@@ -17,17 +17,18 @@ from typing import Any
 
 from pipeline.cluster import ShardFailed, WorkerSpec
 from pipeline.command_line import parse_command
-from pipeline.commit import commit_shard
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.job import JobParts, JobResult, run
 from pipeline.limits import ReadLimits
 from pipeline.places import located
-from pipeline.records import Answer, Rejection, Sample, ShardRef, ShardReport
+from pipeline.records import Answer, Rejection, Sample, ShardRef, ShardReport, SliceReport
 from pipeline.run_folder import RunFolder
 from pipeline.scoring import score
 from pipeline.shards import ShardEnd, read_shard
+from pipeline.staging import assemble, finish_shard
 from pipeline.storage import open_output
+from pipeline.tasks import Assembly
 
 
 class EchoWorker:
@@ -55,28 +56,28 @@ class EchoWorker:
     def describe(self) -> dict[str, Any]:
         return {"pid": 0}
 
-    def work(self, ref: ShardRef) -> ShardReport:
+    def work(self, ref: ShardRef) -> ShardReport | SliceReport:
         time.sleep(self.nap)
+        if isinstance(ref.task, Assembly):
+            return assemble(open_output(self.output), ref, ref.task, self.provenance)
         if ref.name == self.fail:
             raise OSError("the storage is away")
         report = ShardReport(ref.name, ref.url, ref.fingerprint)
         answers: list[Answer] = []
         rejections: list[Rejection] = []
-        keys: set[str] = set()
+        numbered = 0
         for item in read_shard(ref, self.prompt, self.limits):
             if isinstance(item, ShardEnd):
-                report.samples, report.incomplete = item.samples, item.incomplete_reason
-                break
-            keys.add(item.key)
-            if ref.take is not None and len(keys) > ref.take:
-                report.samples = ref.take
+                report.samples, report.incomplete, numbered = item.samples, item.incomplete_reason, item.numbered
                 break
             if isinstance(item, Rejection):
                 rejections.append(item)
             else:
                 answers += self._answers(item)
         report.flops["prefill"] = 1e9 * len(answers)
-        return commit_shard(open_output(self.output), report, answers, rejections, self.provenance)
+        return finish_shard(
+            open_output(self.output), ref, report, answers, rejections, self.provenance, numbered=numbered
+        )
 
     def _answers(self, sample: Sample) -> Iterator[Answer]:
         for one in sample.questions:

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import dispatch
+from pipeline import dispatch, patience
 from pipeline.cluster import ReplicaLost, RunStopped, ShardFailed
 from pipeline.dispatch import Dispatcher, DispatchSettings, ReplicaReplaced, ReplicaStarted
-from pipeline.leases import FailedShard
-from pipeline.records import ShardRef, ShardReport
+from pipeline.leases import FailedShard, Narrowed
+from pipeline.records import ShardRef, ShardReport, SliceReport
+from pipeline.tasks import END, LETHAL, WHOLE, Assembly, Slice
 
 Outcome = Exception | None
+WINDOW = 4
 
 
 class Script:
-    """A cluster in memory. `outcomes` gives, per shard, what its attempts end with; None is success."""
+    """A cluster in memory. `outcomes` gives, per shard, what its attempts end with; None is success.
 
-    def __init__(self, outcomes: dict[str, list[Outcome]] | None = None, capacity: int = 1) -> None:
+    Args:
+        samples: how many every shard holds.
+        poison: shard -> the samples that kill their replica.
+    """
+
+    def __init__(
+        self,
+        outcomes: dict[str, list[Outcome]] | None = None,
+        capacity: int = 1,
+        samples: int = 40,
+        poison: dict[str, set[int]] | None = None,
+    ) -> None:
         self.outcomes = outcomes or {}
+        self.samples, self.poison = samples, poison or {}
+        self.deaths = 0
+        self.condemned: list[tuple[str, int]] = []
         self.room = capacity
         self.launched = 0
         self.alive: set[Any] = set()
@@ -60,15 +77,34 @@ class Handle:
         return answer
 
     def work(self, ref: ShardRef) -> Callable[[], Any]:
-        def answer() -> ShardReport:
+        def answer() -> ShardReport | SliceReport:
             self.script.log.append(ref.name)
             planned = self.script.outcomes.get(ref.name, [])
             outcome = planned.pop(0) if planned else None
             if outcome:
                 raise outcome
-            return ShardReport(ref.name, ref.url, "", samples=1)
+            return self._done(ref)
 
         return answer
+
+    def _done(self, ref: ShardRef) -> ShardReport | SliceReport:
+        script, task = self.script, ref.task
+        if isinstance(task, Assembly):
+            covered = [number for one in task.slices if one != END for number in range(one.first, one.stop or 0)]
+            assert covered == list(range(script.samples))
+            assert task.slices[-1] == END
+            script.condemned += [(ref.name, one.first) for one in task.slices if one.condemned]
+            return ShardReport(ref.name, ref.url, "", answers=1)
+        part = task if isinstance(task, Slice) else WHOLE
+        if part == END:
+            return SliceReport(0, script.samples, WINDOW)
+        inside = range(part.first, script.samples if part.stop is None else part.stop)
+        if not part.condemned and any(number in inside for number in script.poison.get(ref.name, ())):
+            script.deaths += 1
+            raise ReplicaLost("killed")
+        if part == WHOLE:
+            return ShardReport(ref.name, ref.url, "", answers=1)
+        return SliceReport(0 if part.condemned else len(inside), 0, WINDOW)
 
     def pulse(self) -> Callable[[], Any]:
         return lambda: 0
@@ -100,11 +136,79 @@ def test_a_vanished_machine_costs_the_shard_no_attempt() -> None:
 
 
 def test_a_lost_replica_costs_the_shard_an_attempt() -> None:
-    script = Script({"0": [ReplicaLost("killed")] * 4})
+    script = Script({"0": [ReplicaLost("killed")]})
     events = list(Dispatcher(script, refs(2), DispatchSettings(max_attempts=3)).run())
-    given_up = [event for event in events if isinstance(event, FailedShard)]
-    assert [(one.ref.name, one.attempts, one.reason) for one in given_up] == [("0", 3, "its replica was lost: killed")]
-    assert reports(events) == ["1"]
+    assert {event.shard: event.attempts for event in events if isinstance(event, ShardReport)} == {"0": 2, "1": 1}
+    assert script.log == ["0", "0", "1"]
+
+
+@given(
+    samples=st.integers(1, 300),
+    poison=st.dictionaries(st.sampled_from("012"), st.sets(st.integers(0, 299), max_size=3), max_size=2),
+    capacity=st.integers(1, 3),
+    losses=st.lists(st.booleans(), max_size=3),
+)
+@settings(deadline=None)
+def test_a_sample_that_kills_its_replica_is_condemned_alone_and_found_with_few_deaths(
+    samples: int, poison: dict[str, set[int]], capacity: int, losses: list[bool]
+) -> None:
+    """Whatever else dies now and then, no other sample is condemned with it."""
+    real = {name: {number for number in numbers if number < samples} for name, numbers in poison.items()}
+    script = Script({"2": [ReplicaLost("other") if lost else None for lost in losses]}, capacity, samples, real)
+    if losses[:2] == [True, True]:
+        script.outcomes["2"] = [ReplicaLost("other")]
+    events = list(Dispatcher(script, refs(4), DispatchSettings()).run())
+    found = [(name, number) for name, numbers in real.items() for number in numbers]
+    assert sorted(reports(events)) == ["0", "1", "2", "3"]
+    assert sorted(script.condemned) == sorted(found)
+    assert script.deaths <= sum(2 * math.log2(samples) + 4 for _ in found)
+    assert not script.alive
+    told = [event for event in events if isinstance(event, Narrowed) and event.sample is not None]
+    assert sorted((event.ref.name, event.sample) for event in told) == sorted(found)
+    assert all(event.reason == f"{LETHAL}: killed" for event in told)
+
+
+def test_samples_side_by_side_that_kill_do_not_end_the_run() -> None:
+    script = Script(samples=1000, poison={"1": set(range(500, 515))})
+    assert sorted(reports(list(Dispatcher(script, refs(3), DispatchSettings()).run()))) == ["0", "1", "2"]
+    assert script.condemned == [("1", number) for number in range(500, 515)]
+
+
+@pytest.mark.parametrize(("shards", "healthy"), [(1, 0), (50, 0), (3, 1)])
+def test_where_everything_kills_the_run_ends_with_the_reason(shards: int, healthy: int) -> None:
+    poison = {str(number): set(range(1000)) for number in range(healthy, shards)}
+    script = Script(samples=1000, poison=poison)
+    with pytest.raises(RunStopped, match=r"samples in a row killed their replicas, the last with: .*killed"):
+        list(Dispatcher(script, refs(shards), DispatchSettings()).run())
+    assert script.deaths <= 50
+    assert not script.alive
+
+
+def test_many_replicas_that_die_at_once_on_their_first_shards_do_not_end_the_run() -> None:
+    script = Script({str(number): [ReplicaLost("killed")] for number in range(30)}, capacity=30)
+    assert len(reports(list(Dispatcher(script, refs(60), DispatchSettings()).run()))) == 60
+
+
+def test_a_shard_whose_slices_keep_failing_is_given_up_whole_and_the_others_go_on() -> None:
+    script = Script({"1": [ReplicaLost("a"), ReplicaLost("b"), None, *[ShardFailed("odd")] * 40]}, capacity=2)
+    events = list(Dispatcher(script, refs(4), DispatchSettings(max_attempts=2)).run())
+    assert [event.ref for event in events if isinstance(event, FailedShard)] == [refs(4)[1]]
+    assert sorted(reports(events)) == ["0", "2", "3"]
+
+
+def test_fewer_shards_than_replicas_keep_all_of_them_busy() -> None:
+    large = [ShardRef(str(i), f"/{i}.tar", size=2**30) for i in range(2)]
+    script = Script(capacity=8)
+    assert sorted(reports(list(Dispatcher(script, large, DispatchSettings()).run()))) == ["0", "1"]
+    assert script.launched == 8
+    assert len(script.log) == 2 * (1 + 40 // WINDOW + 1)
+
+
+def test_the_largest_shards_are_done_first() -> None:
+    sizes = [ShardRef(str(size), f"/{size}.tar", size=size) for size in (3, 9, 1, 5)]
+    script = Script()
+    list(Dispatcher(script, sizes, DispatchSettings()).run())
+    assert script.log == ["9", "5", "3", "1"]
 
 
 def test_a_replica_on_which_two_shards_in_a_row_fail_is_replaced() -> None:
@@ -135,7 +239,7 @@ def test_machines_that_join_get_replicas() -> None:
     assert started == 3
 
 
-def test_there_are_no_more_replicas_than_shards() -> None:
+def test_there_are_no_more_replicas_than_small_shards() -> None:
     script = Script(capacity=8)
     list(Dispatcher(script, refs(2), DispatchSettings()).run())
     assert script.launched == 2
@@ -176,7 +280,7 @@ def test_whatever_fails_every_shard_is_finished_or_given_up_exactly_once(
     outcomes: dict[str, list[Outcome]], capacity: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "FAILED_IN_A_ROW", 1000)
+        patch.setattr(patience, "FAILED_IN_A_ROW", 1000)
         script = Script(outcomes, capacity)
         events = list(Dispatcher(script, refs(6), DispatchSettings(max_attempts=2)).run())
     ended = Counter(reports(events)) + Counter(event.ref.name for event in events if isinstance(event, FailedShard))
