@@ -52,7 +52,7 @@ class Cluster(Protocol):
     def launch(self) -> ReplicaHandle: ...
 
     def capacity(self) -> int:
-        """Replicas that fit on the machines that are there now."""
+        """Replicas that fit on the machines that are there now; raises RunStopped when the driver's own is gone."""
         ...
 
     def wait(self, calls: Sequence[Call], timeout: float) -> list[Call]:

@@ -107,7 +107,8 @@ class Dispatcher:
         self._next_launch = 0.0
         self._failed_starts = 0
         self._patience = Patience()
-        self._began = time.monotonic()
+        self._last_placed = time.monotonic()
+        """When a machine last held a replica."""
 
     def run(self) -> Iterator[Event]:
         """Until every shard is finished or given up, or the run is stopped; replicas are gone afterwards.
@@ -140,7 +141,8 @@ class Dispatcher:
         now = time.monotonic()
         if now >= self._next_census:
             self._next_census = now + CAPACITY_SECONDS
-            self._target = self._settings.replicas or self._cluster.capacity()
+            room = self._cluster.capacity()
+            self._target = self._settings.replicas or room
         missing = self.queue.useful(self._target) - len(self._replicas)
         if now >= self._next_launch:
             for _ in range(missing):
@@ -148,8 +150,9 @@ class Dispatcher:
                 replica = _Replica(handle, handle.start(), "placing", now, pulse=handle.pulse())
                 self._replicas.append(replica)
                 self._waiting |= {replica.call: replica, replica.pulse: replica}
-        late = now - self._began > self._settings.start_timeout
-        if late and all(replica.state == "placing" for replica in self._replicas):
+        if any(replica.state != "placing" for replica in self._replicas):
+            self._last_placed = now
+        if now - self._last_placed > self._settings.start_timeout:
             raise RunStopped(
                 f"no machine had room for a replica within {self._settings.start_timeout:g} s: free resources, "
                 "or lower --cpus-per-replica or --gpus-per-replica"

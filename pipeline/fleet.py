@@ -16,7 +16,7 @@ import ray
 from ray._private.utils import read_ray_address
 from ray.exceptions import ActorUnschedulableError, NodeDiedError, RayActorError, RayError, RayTaskError
 
-from pipeline.cluster import Call, Cluster, ReplicaLost, ShardFailed, WorkerSpec
+from pipeline.cluster import Call, Cluster, ReplicaLost, RunStopped, ShardFailed, WorkerSpec
 from pipeline.config import RunConfig
 from pipeline.device_errors import breaks_device
 from pipeline.errors import UserError
@@ -104,6 +104,10 @@ class RayCluster:
         return RayReplica(self._spec, self._share)
 
     def capacity(self) -> int:
+        home = ray.get_runtime_context().get_node_id()
+        if home in (node["NodeID"] for node in ray.nodes() if not node["Alive"]):
+            # Ray gives up all actors of a driver whose own raylet has died, and lets it make no new ones.
+            raise RunStopped("Ray has died on the driver's machine")
         return self._share.fitting(machines())
 
     def wait(self, calls: Sequence[Call], timeout: float) -> list[Call]:

@@ -257,6 +257,27 @@ def test_no_room_for_a_replica_ends_the_run() -> None:
         list(Dispatcher(script, refs(1), DispatchSettings(start_timeout=0.05)).run())
 
 
+def test_machines_that_all_vanish_late_in_a_run_get_their_time_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10**9, 10))
+    monkeypatch.setattr("pipeline.dispatch.time.monotonic", lambda: float(next(clock)))
+    script = Script({"5": [ReplicaLost("its node has died", blameless=True)]})
+    settings = DispatchSettings(start_timeout=300.0, lease_timeout=1e9)
+    assert len(reports(list(Dispatcher(script, refs(9), settings).run()))) == 9
+
+
+def test_a_cluster_that_is_lost_to_the_driver_ends_the_run_whatever_number_of_replicas_was_asked_for() -> None:
+    class Lost(Script):
+        def capacity(self) -> int:
+            if self.log:
+                raise RunStopped("Ray has died")
+            return 1
+
+    script = Lost()
+    with pytest.raises(RunStopped, match="Ray has died"):
+        list(Dispatcher(script, refs(20), DispatchSettings(replicas=1)).run())
+    assert not script.alive
+
+
 def test_once_stopping_nothing_is_leased_and_what_is_under_way_comes_in() -> None:
     script = Script()
     done: list[str] = []

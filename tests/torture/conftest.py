@@ -1,0 +1,34 @@
+"""Fixtures of the fault tests; what is chosen at random follows `TORTURE_SEED`."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.conftest import blank_store, store_in
+from tests.torture.scene import Scene
+
+__all__ = ["blank_store", "store_in"]
+
+SEED = int(os.environ.get("TORTURE_SEED") or 0)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"fault tests: seed {SEED}"
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    """Differs from test to test, and is repeated by the same seed."""
+    return random.Random(f"{SEED} {request.node.nodeid}")
+
+
+@pytest.fixture
+def scene(tmp_path: Path, store_in: Callable[[Path], str]) -> Iterator[Scene]:
+    made = Scene(tmp_path, store_in(tmp_path))
+    yield made
+    made.close()
