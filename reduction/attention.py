@@ -75,13 +75,22 @@ def mean_score(tokens: Float[Tensor, "b n w"], mean: Float[Tensor, "b w"], scale
     return torch.bmm(precise(tokens), (precise(mean) * scale).unsqueeze(-1)).squeeze(-1)
 
 
+def _products(queries: Float[Tensor, "b g n d"], keys: Float[Tensor, "b g m d"]) -> Float[Tensor, "b g n m"]:
+    """Products of every query with every key of its group."""
+    if queries.device.type != "cpu":
+        return queries @ keys.transpose(-1, -2)
+    # Heads lie side by side, so one product for the whole batch would first copy all keys, at many times its own cost.
+    rows = [key @ query.transpose(-1, -2) for query, key in zip(queries, keys, strict=True)]
+    return torch.stack(rows).transpose(-1, -2)
+
+
 def attention_weights(
     queries: Float[Tensor, "b h n d"], keys: Float[Tensor, "b g m d"], visible: Bool[Tensor, "#b #n m"] | None = None
 ) -> Float[Tensor, "b n m"]:
     """Head mean of the softmax weights, at least float32. A query that sees no key gets equal weights."""
     (batch, heads, count, width), groups = queries.shape, keys.shape[1]
     grouped = (queries * width**-0.5).reshape(batch, groups, heads // groups * count, width)
-    scores = precise(grouped @ keys.transpose(-1, -2)).view(batch, heads, count, keys.shape[2])
+    scores = precise(_products(grouped, keys)).reshape(batch, heads, count, keys.shape[2])
     if visible is not None:
         scores = scores.masked_fill(~visible.unsqueeze(1), torch.finfo(scores.dtype).min)
     return functional.softmax(scores, dim=-1).mean(1)

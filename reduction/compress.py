@@ -57,7 +57,7 @@ def _weighted(
 ) -> Float[Tensor, "b t w"]:
     share = 1 / (1 + weights.sum(1).unsqueeze(-1))
     summed = torch.baddbmm(targets, weights.transpose(1, 2).to(sources.dtype), sources)
-    return summed * share.to(summed.dtype)
+    return summed.mul_(share.to(summed.dtype))
 
 
 Sizes = tuple[Float[Tensor, "b t"], Float[Tensor, "b s"]] | None
