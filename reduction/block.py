@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from reduction.attention import attention_weights, concatenate_heads, precise, score_scale, sum_groups
+from reduction.attention import attention_weights, concatenate_heads, masked_mean, precise, score_scale, sum_groups
 from reduction.tensors import Bool, Float
 from reduction.views import View
 
@@ -94,6 +94,20 @@ class VisualBlock(View):
         return weights[..., self.start : self.start + self.count]
 
     @cached_property
+    def rated(self) -> Float[Tensor, "b n"]:
+        """Mean attention weight that the raters pay each visual token, over raters and heads (SparseVLM).
+
+        Raters are the words that get at least the mean, over words, of what the visual tokens would pay the words
+        without a causal mask. Zero in a row without words.
+        """
+        if not self.words:
+            return self.text_weights.sum(1)
+        words = self.keys[:, :, self.start + self.count :]
+        real = self.real[:, self.start + self.count :]
+        paid = attention_weights(self.visual_queries, words, real.unsqueeze(1)).mean(1)
+        return masked_mean(self.text_weights, _at_least_mean(paid, real))
+
+    @cached_property
     def visual_weights(self) -> Float[Tensor, "b n t"]:
         """Attention weights of the visual tokens on all real keys as if there were no causal mask: quadratic."""
         return attention_weights(self.visual_queries, self.keys, self.real.unsqueeze(1))
@@ -103,3 +117,10 @@ class VisualBlock(View):
         """Attention weights among the visual tokens, as the model computes them: quadratic."""
         weights = attention_weights(self.visual_queries, self.keys, self.visible(self.start, self.count))
         return weights[..., self.start : self.start + self.count]
+
+
+def _at_least_mean(values: Float[Tensor, "b m"], real: Bool[Tensor, "b m"]) -> Bool[Tensor, "b m"]:
+    """Which of the real values are at least their mean: one of them, whatever the rounding."""
+    values = values.masked_fill(~real, 0)
+    mean = values.sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
+    return real & ((values >= mean) | (values == values.amax(1, keepdim=True)))

@@ -93,7 +93,9 @@ class Layout:
         slot = torch.full((len(kept), self.length), -1, device=device)
         index = torch.cat([self.prefix_index, self.image_start + kept, self.suffix_index], dim=1)
         slot = slot.scatter_reduce(1, index, places.masked_fill(~self.real(count), -1), "amax")
-        return take(hidden, slot.cummax(1).values.clamp_min(0))
+        # Tokens need not stand in the order of their source positions: the last position, not the last slot, counts.
+        last = torch.where(slot >= 0, torch.arange(self.length, device=device), -1).cummax(1).values
+        return take(hidden, slot.gather(1, last.clamp_min(0)).clamp_min(0))
 
 
 def _check_placeholders(placeholders: Bool[Tensor, "b l"], full: int) -> None:

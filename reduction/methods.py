@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 Place = Literal["vision", "projector", "language"]
@@ -37,6 +38,7 @@ FILTERS: dict[str, Bound] = {
     "cls_one_head": {"vision": "prumerge:most_attended"},
     "last_token": {"language": "selection:most_important"},
     "unlike_pivots": {"language": "pivots:unlike_pivots"},
+    "raters": {"language": "clusters:best_rated"},
     "bipartite": _everywhere("matching:bipartite"),
     "dominant": {"vision": "matching:dominant", "language": "matching:dominant"},
     "max_min": _everywhere("diversity:max_min"),
@@ -54,6 +56,7 @@ CORRELATIONS: dict[str, Bound] = {
     "window": {"projector": "selection:same_window"},
     "nearest": {"vision": "prumerge:nearest_and_all"},
     "importance": {"vision": "matching:importance", "language": "matching:importance"},
+    "clusters": {"language": "clusters:clusters"},
 }
 
 COMPRESSIONS: dict[str, Bound] = {
@@ -62,19 +65,53 @@ COMPRESSIONS: dict[str, Bound] = {
     "size_mean": _everywhere("compress:join_best"),
     "fuse": _everywhere("compress:fuse"),
     "add": {"vision": "prumerge:add"},
+    "recycle": {"language": "compress:fuse"},
     "prune": _everywhere(""),
 }
 
-LEADS_TO: dict[str, str] = {"importance": "fuse", "nearest": "add"}
+LEADS_TO: dict[str, str] = {"importance": "fuse", "nearest": "add", "clusters": "recycle"}
 """Correlations that lead to tokens made anew -> the one compress stage that takes them; others lead to kept tokens."""
 NEEDS_WINDOWS = ("windows", "window")
 """This filter alone keeps a token in each window, which this correlation leads to."""
-FRESH = {"fuse": 1, "add": 1}
-"""Compress stages that make tokens anew -> how many; they count among the tokens left."""
+
+
+def recycled(dropped: int) -> int:
+    """How many of the tokens that a filter drops are recycled: 30 % and one."""
+    return min(dropped, dropped * 3 // 10 + 1)
+
+
+def clusters_made(dropped: int) -> int:
+    """How many tokens are made of them: one for every 10, and one."""
+    return recycled(dropped) // 10 + 1
+
+
+FRESH: dict[str, Callable[[int], int]] = {"fuse": lambda dropped: 1, "add": lambda dropped: 1, "recycle": clusters_made}
+"""Compress stages that make tokens anew -> how many, given how many the filter drops; they count among those left."""
+
+
+def tokens_fewer(compress: str, dropped: int) -> int:
+    """How many fewer tokens are left where the filter drops `dropped`."""
+    made = FRESH[compress](dropped) if compress in FRESH and dropped else 0
+    return max(0, dropped - made)
+
+
+@lru_cache(maxsize=4096)
+def tokens_dropped(compress: str, fewer: int) -> int:
+    """How many the filter drops so that `fewer` fewer are left: the least number that does it."""
+    dropped = fewer
+    while tokens_fewer(compress, dropped) < fewer:
+        dropped += 1
+    return dropped
+
+
 HALVING = ("bipartite",)
 """Filters that drop at most half of the tokens in a layer."""
-REORDERS = (*HALVING, *FRESH)
-"""Stages that leave tokens out of raster order; they are put back in it where the place is left."""
+REORDERS = (*HALVING, "fuse", "add")
+"""Stages whose tokens are put back in raster order where the place is left. Recycled ones stand behind the kept."""
+
+
+Counts = tuple[tuple[int, tuple[int, ...]], ...]
+"""Published budgets in rising order -> the tokens that the filter keeps at each step; last the budget of all tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +124,8 @@ class Schedule:
     """Number of layers the drop is spread evenly over; None: all from the first on."""
     at: tuple[float, ...] = ()
     """Instead of both: shares of the depth, each layer there keeping the same share of its tokens."""
+    counts: Counts = ()
+    """With `at`: what the budget means, where it is a label and not the tokens left."""
     after_mlp: bool = False
     """The drop comes after the layer's MLP, not between its attention and its MLP."""
     by_next: bool = False
@@ -106,6 +145,11 @@ class Stages:
 _FICOCO_V = Stages("ficoco", "attention", "merge", Schedule(0.5))
 _FICOCO_L = Stages("ficoco", "attention_and_text", "merge", Schedule(0.125, 4))
 _LAST = Schedule(-1, 1, after_mlp=True)
+_SPARSEVLM = Schedule(
+    at=(3 / 32, 7 / 32, 16 / 32),
+    counts=((64, (66, 30, 17)), (128, (303, 110, 36)), (192, (300, 200, 110)), (576, (576, 576, 576))),
+    after_mlp=True,
+)
 
 METHODS: dict[str, dict[Place, Stages]] = {
     "dense": {},
@@ -119,6 +163,7 @@ METHODS: dict[str, dict[Place, Stages]] = {
     "pyramiddrop": {
         "language": Stages("last_token", schedule=Schedule(at=(0.25, 0.5, 0.75), after_mlp=True, by_next=True))
     },
+    "sparsevlm": {"language": Stages("raters", "clusters", "recycle", _SPARSEVLM)},
     "dart": {"language": Stages("unlike_pivots", schedule=Schedule(1, 1, after_mlp=True))},
     "tome": {"vision": Stages("bipartite", "cosine", "size_mean", Schedule(0))},
     "evit": {"vision": Stages("cls", "importance", "fuse", Schedule(at=(0.25, 0.5, 0.75)))},

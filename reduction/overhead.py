@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from reduction.methods import FRESH
+from reduction.methods import tokens_dropped
 from reduction.schedule import Plan
 from reduction.settings import Reduction
 from reduction.shapes import DecoderShape, ModelShape
@@ -33,7 +33,7 @@ def vision_terms(shape: ModelShape, plan: Plan, reduction: Reduction) -> dict[st
             continue
         stages, w = reduction.stages("vision"), vision.width
         # Importance is a product with CLS's own weights; without CLS it is element-wise.
-        sizes = Sizes(n, r + FRESH.get(stages[2], 0), cls, w, w // vision.heads, 2 * (n + cls) * w * cls)
+        sizes = Sizes(n, tokens_dropped(stages[2], r), cls, w, w // vision.heads, 2 * (n + cls) * w * cls)
         terms.update(shared_terms(stages, sizes))
         if stages[0] == "ficoco":
             terms["filter"] += _vision_filter(n, n + cls, w, vision.has_cls, reduction)
@@ -48,7 +48,7 @@ def projector_terms(shape: ModelShape, plan: Plan, reduction: Reduction) -> dict
     if not plan.projector_drop:
         return {}
     stages, width = reduction.stages("projector"), shape.decoder.width
-    s = plan.projector_drop + FRESH.get(stages[2], 0)
+    s = tokens_dropped(stages[2], plan.projector_drop)
     return shared_terms(stages, Sizes(plan.projector_tokens, s, 0, width, width, 0))
 
 
@@ -57,13 +57,19 @@ def image_terms(shape: ModelShape, plan: Plan, reduction: Reduction) -> dict[str
     return dict(Counter(vision_terms(shape, plan, reduction)) + Counter(projector_terms(shape, plan, reduction)))
 
 
+def _asks_raters(reduction: Reduction) -> bool:
+    """Whether the decoder's stages look at what the raters among the words say."""
+    filter_, correlate, compress = reduction.stages("language")
+    return filter_ == "raters" or (correlate == "clusters" and compress != "prune")
+
+
 def _language_weights(reduction: Reduction) -> tuple[bool, set[str]]:
     """Whether correlate goes through the text, and the softmax weights in use, each computed once per layer."""
     filter_stage, correlate_stage, compress_stage = reduction.stages("language")
     scores = filter_stage == "ficoco"
     correlates = compress_stage != "prune" and correlate_stage.startswith("attention")
     via_text = correlates and correlate_stage.endswith("text") and reduction.gamma != 1
-    weights: set[str] = set()
+    weights: set[str] = {"text to all", "visual to text"} if _asks_raters(reduction) else set()
     if reduction.patch_scores == "softmax" and (scores or correlates):
         weights.add("among visual")
     if reduction.text_scores == "softmax":
@@ -79,12 +85,16 @@ def _language_layer(decoder: DecoderShape, n: int, r: int, prefix: int, m: int, 
     via_text, weights = _language_weights(reduction)
     kw, hw, k = decoder.kv_heads * decoder.head_dim, decoder.heads * decoder.head_dim, n - r
     raw_visual, raw_text = reduction.patch_scores == "raw", reduction.text_scores == "raw"
-    s = r + FRESH.get(stages[2], 0)
+    s = tokens_dropped(stages[2], r)
     terms = Counter(shared_terms(stages, Sizes(n, s, 0, decoder.width, decoder.head_dim, 2 * (prefix + n + m) * hw)))
     if stages[0] == "ficoco":
         # Heads that share keys are added up first, so raw scores are products at the keys' width.
         terms["filter"] += 2 * n * kw * (raw_visual + raw_text)
-    terms["weights"] += sum(2 * (m if name == "text to all" else n) * (prefix + n + m) * hw for name in weights)
+    sides = {"text to all": (m, prefix + n + m), "visual to text": (n, m)}
+    for queries, keys in (sides.get(name, (n, prefix + n + m)) for name in weights):
+        terms["weights"] += 2 * queries * keys * hw
+    # Raters are chosen row by row, so their mean is a product with weights.
+    terms["weights"] += 2 * m * n * _asks_raters(reduction)
     if stages[1].startswith("attention") and stages[2] != "prune":
         terms["correlate"] += 2 * r * k * kw * raw_visual
     if via_text:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from reduction.attention import take
 from reduction.block import VisualBlock
+from reduction.drops import spread
 from reduction.filter import Partition, keep_set
 from reduction.matching import unit
-from reduction.schedule import spread
 from reduction.settings import Reduction
 from reduction.tensors import Float, Int
 

@@ -8,14 +8,14 @@ at the length that leaves it, and the decoder caches keys and values at the leng
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from math import isqrt
 
+from reduction.drops import by_counts, counts_for, even, geometric, lengths
 from reduction.errors import ReductionError
-from reduction.methods import FRESH, HALVING, NEEDS_WINDOWS, Place
+from reduction.methods import FRESH, HALVING, NEEDS_WINDOWS, Place, tokens_dropped
 from reduction.settings import Reduction
 from reduction.shapes import ModelShape
 
@@ -84,36 +84,6 @@ def kept_tokens(keep: int | str | None, total: int) -> int:
     return kept
 
 
-def spread(drop: int, layers: int) -> tuple[int, ...]:
-    """`drop` tokens over `layers` layers as evenly as integers allow, the larger shares first."""
-    share, extra = divmod(drop, layers)
-    return (share + 1,) * extra + (share,) * (layers - extra)
-
-
-def _even(drop: int, start: int, layers: int | None, depth: int, place: str) -> tuple[int, ...]:
-    """Drops for each of `depth` layers; `layers` None means all from `start` on."""
-    count = depth - start if layers is None else layers
-    if not 0 <= start < depth:
-        raise ReductionError(f"{place} reduction cannot start at layer {start}: layers 0 to {depth - 1} run.")
-    if count < 1 or start + count > depth:
-        raise ReductionError(
-            f"{place} reduction cannot use {count} layers from layer {start} on: layers 0 to {depth - 1} run."
-        )
-    return (0,) * start + spread(drop, count) + (0,) * (depth - start - count)
-
-
-def _geometric(total: int, drop: int, at: Sequence[int], depth: int) -> tuple[int, ...]:
-    """Drops at some of `depth` layers, each leaving the same share of what enters it, rounded."""
-    share = (total - drop) / total
-    lengths = [round(total * share ** (step / len(at))) for step in range(len(at) + 1)]
-    drops = dict(zip(at, (before - after for before, after in pairwise(lengths)), strict=True))
-    return tuple(drops.get(layer, 0) for layer in range(depth))
-
-
-def _lengths(entering: int, drops: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(accumulate(drops, lambda length, drop: length - drop, initial=entering))
-
-
 def _split_drop(reduction: Reduction, drop: int) -> dict[Place, int]:
     """The drop at each place."""
     if len(reduction.places) < 2:
@@ -132,13 +102,16 @@ def _layer_drops(reduction: Reduction, place: Place, total: int, drop: int, dept
     count = reduction.vision_layers if vision else reduction.language_layers
     if own.at and start is None and count is None:
         # Behind a layer's MLP means before the layer at that share of the depth.
-        at = sorted({max(0, min(run - 1, int(share * depth) - own.after_mlp)) for share in own.at})
-        return _geometric(total, drop, at, run)
+        at = [max(0, min(run - 1, int(share * depth) - own.after_mlp)) for share in own.at]
+        if own.counts and drop:
+            counts = counts_for(total - drop, total, own.counts)
+            return by_counts(total, counts, at, run, reduction.stages(place)[2])
+        return geometric(total, drop, sorted(set(at)), run)
     if start is None:
         start = _first_layer(own.start, depth, run, vision)
     if count is None and own.layers is not None:
         count = min(own.layers, max(1, run - start))
-    return _even(drop, start, count, run, place)
+    return even(drop, start, count, run, place)
 
 
 def _first_layer(start: int | float, depth: int, run: int, vision: bool) -> int:
@@ -148,14 +121,15 @@ def _first_layer(start: int | float, depth: int, run: int, vision: bool) -> int:
     return int(start * depth) if vision else max(1, round(start * depth))
 
 
-def _check_drops(reduction: Reduction, place: Place, lengths: tuple[int, ...]) -> None:
+def _check_drops(reduction: Reduction, place: Place, entering: tuple[int, ...]) -> None:
     """Raises ReductionError where a stage cannot drop as many tokens as a layer shall."""
     filter_, _, compress = reduction.stages(place)
-    fresh = FRESH.get(compress, 0)
-    for layer, (before, after) in enumerate(pairwise(lengths)):
+    for layer, (before, after) in enumerate(pairwise(entering)):
         if before == after:
             continue
-        if filter_ in HALVING and before - after + fresh > before // 2:
+        dropped = tokens_dropped(compress, before - after)
+        fresh = dropped - (before - after)
+        if filter_ in HALVING and dropped > before // 2:
             raise ReductionError(
                 f"filter={filter_} drops at most half of the tokens in a layer, and {place} layer {layer} "
                 f"shall drop {before - after} of {before}: spread the drop over more layers, or keep more."
@@ -199,7 +173,7 @@ def _vision_drops(reduction: Reduction, shape: ModelShape, drop: int) -> tuple[i
         raise ReductionError(f"dropping {drop} of {vision.patches} patches leaves none in the encoder.")
     drops = _layer_drops(reduction, "vision", vision.patches, drop, vision.layers, vision.layers_run)
     if any(drops):
-        _check_drops(reduction, "vision", _lengths(vision.patches, drops))
+        _check_drops(reduction, "vision", lengths(vision.patches, drops))
         if reduction.stages("vision")[2] in FRESH and not vision.has_cls:
             raise ReductionError(
                 f"compress={reduction.stages('vision')[2]} weighs patches by the attention of the CLS token, "
@@ -221,13 +195,13 @@ def plan(reduction: Reduction, shape: ModelShape) -> Plan:
     drop = total - kept_tokens(reduction.keep, total) if reduction.places else 0
     share = _split_drop(reduction, drop)
     vision_drops = _vision_drops(reduction, shape, share.get("vision", 0))
-    vision_lengths = _lengths(shape.vision.patches, vision_drops)
+    vision_lengths = lengths(shape.vision.patches, vision_drops)
     projected = vision_lengths[-1] + int(shape.vision.keeps_cls)
     projector_drop = share.get("projector", 0)
     _check_projector(reduction, shape, projected, projector_drop)
     entering, depth = projected - projector_drop, shape.decoder.layers
     decoder_drops = _layer_drops(reduction, "language", entering, share.get("language", 0), depth, depth)
-    decoder_lengths = _lengths(entering, decoder_drops)
+    decoder_lengths = lengths(entering, decoder_drops)
     if any(decoder_drops):
         _check_drops(reduction, "language", decoder_lengths)
         if decoder_drops[-1] and reduction.schedule("language").by_next:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from reduction.methods import FRESH
+from reduction.methods import FRESH, recycled
 
 
 class Sizes(NamedTuple):
@@ -52,6 +52,7 @@ FILTER_FLOPS: dict[str, Callable[[Sizes], int]] = {
 CORRELATE_FLOPS: dict[str, Callable[[Sizes], int]] = {
     # All heads as one: keys as wide as the states, and the attention of CLS once more.
     "nearest": lambda sizes: 2 * sizes.s * (sizes.n - sizes.s) * sizes.width + sizes.importance,
+    "clusters": lambda sizes: 2 * recycled(sizes.s) ** 2 * sizes.width,
     "cosine": lambda sizes: 2 * sizes.s * (sizes.n - sizes.s) * sizes.metric,
 }
 BY_IMPORTANCE = ("cls", "last_token", "dominant", "important_and_diverse", "importance")
@@ -67,7 +68,8 @@ def shared_terms(stages: tuple[str, str, str], sizes: Sizes) -> dict[str, int]:
         "importance": sizes.importance if any(stage in BY_IMPORTANCE for stage in used) else 0,
     }
     if compress != "prune":
-        columns = 1 if compress == "fuse" else sizes.n - sizes.s + FRESH.get(compress, 0)
+        made = FRESH[compress](sizes.s) if compress in FRESH else 0
+        columns = made if compress in ("fuse", "recycle") else sizes.n - sizes.s + made
         terms["correlate"] = CORRELATE_FLOPS.get(correlate, _nothing)(sizes)
         terms["compress"] = 2 * sizes.s * columns * sizes.width
     return terms

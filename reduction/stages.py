@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reduction.attention import take
 from reduction.filter import Partition, take_both
-from reduction.methods import COMPRESSIONS, CORRELATIONS, FILTERS, FRESH, REORDERS
+from reduction.methods import COMPRESSIONS, CORRELATIONS, FILTERS, REORDERS, tokens_dropped
 from reduction.settings import Reduction
 from reduction.tensors import Float, Int
 from reduction.views import View, function_of, in_raster_order
@@ -45,8 +45,8 @@ def reduce_tokens(
     `sizes` are how many tokens each stands for so far, None where each is one.
     """
     filter_, correlate, compress = reduction.stages(view.place)
-    fresh = FRESH.get(compress, 0)
-    split: Partition = function_of(FILTERS, filter_, view.place)(view, n_drop + fresh, reduction)
+    dropped = tokens_dropped(compress, n_drop)
+    split: Partition = function_of(FILTERS, filter_, view.place)(view, dropped, reduction)
     if compress == "prune":
         return Reduced(take(states, split.kept + view.first), split.kept)
     targets, sources = take_both(states, split, view.first)
@@ -54,7 +54,7 @@ def reduce_tokens(
     both = None if sizes is None else (sizes.gather(1, split.kept), sizes.gather(1, split.dropped))
     tokens, counts = function_of(COMPRESSIONS, compress, view.place)(targets, sources, correlation, reduction, both)
     kept = split.kept
-    if fresh:
+    if fresh := dropped - n_drop:
         given = correlation[..., -fresh:].argmax(1)
         kept = torch.cat([kept, split.dropped.gather(1, given)], dim=1)
     return Reduced(tokens, kept, counts)

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import reduction
 from reduction import flops
-from reduction.schedule import plan, spread
+from reduction.drops import spread
+from reduction.schedule import plan
 from reduction.settings import Reduction, ReductionError
 from reduction.shapes import NAMED, from_config
 from reduction.vision import encode_images

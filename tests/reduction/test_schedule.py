@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reduction.drops import spread
 from reduction.errors import ReductionError
-from reduction.schedule import plan, spread
+from reduction.schedule import plan
 from reduction.settings import Reduction
 from reduction.shapes import NAMED, ModelShape
 
