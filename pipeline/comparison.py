@@ -99,6 +99,8 @@ class Comparison:
     versions: dict[str, str]
     recommendation: str
     """In words, with its evidence."""
+    recommended: str | None = None
+    """The setting that the recommendation names, in full notation, to be marked."""
     usd_per_hour: float | None = None
     """Price of one replica's machine or GPU."""
     examples: tuple[Example, ...] = ()
