@@ -48,4 +48,4 @@ def test_a_published_ablation_changes_one_thing_at_64_tokens(name: str, rows: in
 
 
 def test_epsilon_1_is_one_target() -> None:
-    assert quantile_count(1, 530) == 1
+    assert quantile_count(1.0, 530) == 1
