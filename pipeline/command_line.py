@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 
 import yaml
 
-from pipeline.config import RunConfig, build, flag, options
+from pipeline.config import Config, RunConfig, build, flag, options
 from pipeline.errors import UserError, nearest
 
-REPEATABLE = ("input",)
+REPEATABLE = ("input", "settings")
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -39,20 +39,25 @@ class OptionParser(argparse.ArgumentParser):
         return f"unknown option {name}{_suggestion(name, known)}"
 
 
-def parse_command(arguments: Sequence[str] | None = None) -> RunConfig:
-    """The configuration that a command line asks for; `--help` prints and exits.
+def parse_command(
+    arguments: Sequence[str] | None = None,
+    kind: type[Config] = RunConfig,  # type: ignore[assignment]
+    program: str = "caption_corpus",
+    about: str = "Annotate a corpus of image shards with LLaVA and token reduction, on Ray.",
+) -> Config:
+    """The configuration of `kind` that a command line asks for; `--help` prints and exits.
 
     Raises:
         UserError: an unknown option or key (the nearest is named), or a value that cannot be used.
         ReductionError: the reduction is unknown or out of range.
     """
-    given = vars(_parser().parse_args(arguments))
+    given = vars(_parser(kind, program, about).parse_args(arguments))
     path = given.pop("config", None)
-    from_file = read_yaml(Path(path)) if path else {}
-    return build({**from_file, **_converted(given, "--{}")})
+    from_file = read_yaml(Path(path), kind) if path else {}
+    return build({**from_file, **_converted(given, "--{}", kind)}, kind)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, kind: type[RunConfig] = RunConfig) -> dict[str, Any]:
     """The settings of a YAML file by field name; keys may be spelled with `-` or `_`.
 
     Raises:
@@ -69,20 +74,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"--config {path} must map option names to values, it holds a {type(content).__name__}")
     named = {str(key).replace("-", "_"): value for key, value in content.items()}
     for name in named:
-        if name not in options():
-            raise UserError(f"unknown key {name!r} in {path}{_suggestion(name, options())}")
+        if name not in options(kind):
+            raise UserError(f"unknown key {name!r} in {path}{_suggestion(name, options(kind))}")
     set_ones = {name: value for name, value in named.items() if value is not None}
-    return _converted(set_ones, f"{path}: {{}}")
+    return _converted(set_ones, f"{path}: {{}}", kind)
 
 
-def _parser() -> OptionParser:
-    parser = OptionParser(
-        prog="caption_corpus",
-        description="Annotate a corpus of image shards with LLaVA and token reduction, on Ray.",
-        argument_default=argparse.SUPPRESS,
-    )
+def _parser(kind: type[RunConfig], program: str, about: str) -> OptionParser:
+    parser = OptionParser(prog=program, description=about, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options; the command line wins")
-    for name, one in options().items():
+    for name, one in options(kind).items():
         _add(parser, name, one)
     return parser
 
@@ -104,15 +105,15 @@ def _add(parser: OptionParser, name: str, one: Field[Any]) -> None:
     )
 
 
-def _converted(given: Mapping[str, Any], label: str) -> dict[str, Any]:
+def _converted(given: Mapping[str, Any], label: str, kind: type[RunConfig]) -> dict[str, Any]:
     """Values as fields take them; `label` names an option in an error."""
-    known, result = options(), {}
+    known, result = options(kind), {}
     for name, value in given.items():
         shown = label.format(name.replace("_", "-"))
         if name in REPEATABLE:
             values = [value] if isinstance(value, str) else value
             if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
-                raise UserError(f"{shown}: give a path, or a list of paths")
+                raise UserError(f"{shown}: give one value, or a list of them")
             result[name] = tuple(values)
             continue
         result[name] = _value(value, known[name], shown)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from pipeline.errors import UserError
 from pipeline.limits import ReadLimits
@@ -17,6 +17,7 @@ from reduction.settings import Reduction
 
 Convert = Callable[[Any], Any]
 _LIMITS = ReadLimits()
+Config = TypeVar("Config", bound="RunConfig")
 
 
 def option(about: str, default: Any = MISSING, *, convert: Convert = str, choices: tuple[str, ...] = ()) -> Any:
@@ -92,6 +93,9 @@ def flag(value: Any) -> bool:
 @dataclass(frozen=True)
 class RunConfig:
     """The settings of one run. Units are in the help texts; `None` stands for `auto` or for no value."""
+
+    TAKEN: ClassVar[frozenset[str]] = frozenset()
+    """The fields that are options; empty for all."""
 
     input: tuple[str, ...] = option("shards: a path, brace range, glob, folder or URL; may repeat")
     output: str = option("folder or URL that takes the answers; a rerun continues there")
@@ -200,21 +204,21 @@ class RunConfig:
         return {name: value for name, value in plain.items() if name not in ("keep_tokens", "split")}
 
 
-def options() -> dict[str, Field[Any]]:
-    """Field name -> field, for everything that can be set."""
-    return {one.name: one for one in fields(RunConfig)}
+def options(kind: type[RunConfig] = RunConfig) -> dict[str, Field[Any]]:
+    """Field name -> field, for everything that can be set; a job of its own takes the options in its `TAKEN`."""
+    return {one.name: one for one in fields(kind) if not kind.TAKEN or one.name in kind.TAKEN}
 
 
-def build(given: Mapping[str, Any]) -> RunConfig:
+def build(given: Mapping[str, Any], kind: type[Config] = RunConfig) -> Config:  # type: ignore[assignment]
     """A configuration from converted values by field name.
 
     Raises:
         UserError: a value that must be given is not, or values contradict each other.
         ReductionError: the reduction is unknown or out of range.
     """
-    absent = [name for name, one in options().items() if one.default is MISSING and name not in given]
+    absent = [name for name, one in options(kind).items() if one.default is MISSING and name not in given]
     if absent:
         raise UserError(
             f"{', '.join('--' + name for name in absent)} must be given, on the command line or in --config"
         )
-    return RunConfig(**given)
+    return kind(**given)

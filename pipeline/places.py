@@ -12,7 +12,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.config import RunConfig
+from pipeline.config import Config
 from pipeline.errors import UserError
 
 SQLITE = "sqlite:///"
@@ -26,7 +26,7 @@ def inside_ray_job() -> bool:
     return RAY_JOB_VARIABLE in os.environ
 
 
-def located(config: RunConfig, inside_job: bool) -> RunConfig:
+def located(config: Config, inside_job: bool) -> Config:
     """The configuration with absolute local paths.
 
     Raises:

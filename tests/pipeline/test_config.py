@@ -148,7 +148,7 @@ def test_what_must_be_given_is_named() -> None:
         ("- a\n- b", "must map option names to values, it holds a list"),
         ("a: [", "cannot read --config"),
         ("model: [a, b]", "model: give one value, not a list"),
-        ("input: {a: b}", "input: give a path, or a list of paths"),
+        ("input: {a: b}", "input: give one value, or a list of them"),
         ("overwrite: maybe", "overwrite is 'maybe': give true or false"),
         ("max-new-tokens: true", "give a whole number"),
     ],

@@ -1,0 +1,123 @@
+"""A comparison of reduction settings as one typed value: the annotation job's options that it shares, and its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from pipeline.config import RunConfig, count, number, option
+from pipeline.errors import UserError, nearest
+
+DENSE = "dense"
+SHARED = (
+    *("input", "output", "model", "prompt", "system_prompt", "max_new_tokens", "metric", "image_aspect"),
+    *("replicas", "cpus_per_replica", "gpus_per_replica", "batch_size", "dtype", "device"),
+    *("max_attempts", "lease_timeout", "start_timeout", "stop_grace"),
+    *("tracking_uri", "experiment", "run_name", "parent_run", "log_every", "overwrite"),
+)
+"""Answers are greedy: of sampled ones nobody could say whether they differ by the setting or by chance."""
+OWN = ("settings", "settings_file", "budget_tflops", "samples", "repeats", "gpu_hour_usd")
+FILE_KEYS = ("settings", "budget_tflops")
+
+
+def numbers(value: Any) -> tuple[float, ...]:
+    """Numbers above 0 from a number, a list, or text with commas between."""
+    parts = value if isinstance(value, list) else [part for part in str(value).split(",") if part.strip()]
+    found = tuple(number(0)(part) for part in parts)
+    if not found or not all(found):
+        raise ValueError("give numbers above 0 with commas between, such as 3.3,2.4,1.5")
+    return found
+
+
+@dataclass(frozen=True)
+class CompareConfig(RunConfig):
+    """The settings of one comparison. `None` stands for `auto` or for no value."""
+
+    TAKEN: ClassVar[frozenset[str]] = frozenset((*SHARED, *OWN))
+
+    settings: tuple[str, ...] = option(
+        "what to compare, with commas between: ficoco-v:64,random:64; dense always is", ()
+    )
+    settings_file: str | None = option("YAML file with `settings: [...]` and, if wanted, `budget_tflops: [...]`", None)
+    budget_tflops: tuple[float, ...] = option(
+        "prefill TFLOPs (LLM-Viewer's count) that every setting given without tokens is brought to: 3.3,2.4,1.5",
+        (),
+        convert=numbers,
+    )
+    samples: int = option("samples to compare on, spread over the corpus", 2000, convert=count(1))
+    repeats: int = option("how often every batch is timed", 3, convert=count(1))
+    gpu_hour_usd: float | None = option("price of an hour of one replica's GPU, or machine", None, convert=number(0))
+
+    @property
+    def wanted(self) -> tuple[tuple[str, ...], tuple[float, ...]]:
+        """What the options and the file ask for: settings as written, and budgets in TFLOPs.
+
+        Raises:
+            UserError: the file cannot be used, or no setting is given.
+        """
+        listed, budgets = read_settings(Path(self.settings_file)) if self.settings_file else ((), ())
+        written = (*(one for text in self.settings for one in split_settings(text)), *listed)
+        if not written:
+            raise UserError("nothing to compare: give --settings, such as ficoco-v:64,random:64, or --settings-file")
+        return written, self.budget_tflops or budgets
+
+    def of_setting(self, setting: str) -> dict[str, Any]:
+        """The settings of the run that this comparison does under one reduction, as JSON values."""
+        plain = {name: value for name, value in self.as_dict().items() if name not in OWN}
+        return {**plain, "reduction": setting, "limit": self.samples}
+
+
+def split_settings(text: str) -> Iterator[str]:
+    """The settings in a list such as `fastv,filter=random,keep=128,dense`: an option belongs to the one before it."""
+    setting = ""
+    for part in (part.strip() for part in re.split(r"[,;\s]+", text)):
+        if setting and "=" in part:
+            setting += f",{part}"
+            continue
+        if setting:
+            yield setting
+        setting = part
+    if setting:
+        yield setting
+
+
+def read_settings(path: Path) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Settings and budgets of a YAML file.
+
+    Raises:
+        UserError: unreadable, an unknown key, or a value that cannot be used.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read --settings-file {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, Mapping) or not isinstance(content.get("settings"), list):
+        raise UserError(f"--settings-file {path} must hold a list `settings:`, one reduction a line")
+    for key in content:
+        if key not in FILE_KEYS:
+            near = nearest(str(key), FILE_KEYS)
+            hint = f"did you mean {near!r}?" if near else f"known are {', '.join(FILE_KEYS)}"
+            raise UserError(f"unknown key {key!r} in {path}: {hint}")
+    if wrong := [one for one in content["settings"] if not isinstance(one, str)]:
+        raise UserError(f"{path}: the setting {wrong[0]!r} is not text; write it in quotes")
+    try:
+        budgets = numbers(content["budget_tflops"]) if content.get("budget_tflops") else ()
+    except ValueError as error:
+        raise UserError(f"{path}: budget_tflops is {content['budget_tflops']!r}: {error}") from error
+    return tuple(content["settings"]), budgets
+
+
+def slug(setting: str) -> str:
+    """A setting as the name of a folder: `ficoco-v:64,lam=0.5` becomes `ficoco-v_64+lam~0.5`."""
+    plain = setting.translate(str.maketrans({":": "_", ",": "+", "=": "~", "%": "pct"}))
+    return re.sub(r"[^\w.+~-]", "_", plain)
+
+
+def duplicates_dropped(settings: Sequence[str]) -> list[str]:
+    """Each setting once, dense first."""
+    return list(dict.fromkeys((DENSE, *settings)))
