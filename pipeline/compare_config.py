@@ -17,6 +17,7 @@ DENSE = "dense"
 SHARED = (
     *("input", "output", "model", "prompt", "system_prompt", "max_new_tokens", "metric", "image_aspect"),
     *("replicas", "cpus_per_replica", "gpus_per_replica", "batch_size", "dtype", "device"),
+    *("max_image_bytes", "max_pixels", "max_text_bytes", "max_header_bytes", "read_attempts"),
     *("max_attempts", "lease_timeout", "start_timeout", "stop_grace"),
     *("tracking_uri", "experiment", "run_name", "parent_run", "log_every", "overwrite"),
 )
@@ -114,7 +115,7 @@ def read_settings(path: Path) -> tuple[tuple[str, ...], tuple[float, ...]]:
 
 def slug(setting: str) -> str:
     """A setting as the name of a folder: `ficoco-v:64,lam=0.5` becomes `ficoco-v_64+lam~0.5`."""
-    plain = setting.translate(str.maketrans({":": "_", ",": "+", "=": "~", "%": "pct"}))
+    plain = setting.replace("%", "pct").translate(str.maketrans(":,=", "_+~"))
     return re.sub(r"[^\w.+~-]", "_", plain)
 
 

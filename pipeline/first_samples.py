@@ -23,11 +23,11 @@ def first_samples(refs: Sequence[ShardRef], limit: int | None, limits: ReadLimit
         if left <= 0:
             break
         chosen.append(replace(ref, take=left))
-        left -= _count(ref, left, limits)
+        left -= count_samples(ref, left, limits)
     return chosen
 
 
-def _count(ref: ShardRef, most: int, limits: ReadLimits | None) -> int:
+def count_samples(ref: ShardRef, most: int, limits: ReadLimits | None) -> int:
     """Samples of a shard, as far as `most`."""
     keys: set[str] = set()
     for item in read_shard(ref, "", limits):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.batching import Asked, Picture
-from pipeline.checkpoint import load_checkpoint
+from pipeline.checkpoint import Checkpoint, load_checkpoint
 from pipeline.engine import Engine, OutOfDeviceMemoryError, Request
 from pipeline.generation import Generation, GenerationSettings
 from pipeline.images import Aspect, ImageTransform
@@ -41,12 +41,15 @@ class ReplicaSettings:
 
 
 class Replica:
-    """Loads the model on construction. Raises UserError or ReductionError where that cannot work."""
+    """Loads the model on construction, unless it is given one that is loaded, which replicas may share.
 
-    def __init__(self, settings: ReplicaSettings) -> None:
+    Raises UserError or ReductionError where that cannot work.
+    """
+
+    def __init__(self, settings: ReplicaSettings, checkpoint: Checkpoint | None = None) -> None:
         self.settings = settings
         self.transform = ImageTransform.from_folder(settings.model, settings.image_aspect)
-        checkpoint = load_checkpoint(settings.model, settings.device, settings.dtype)
+        checkpoint = checkpoint or load_checkpoint(settings.model, settings.device, settings.dtype)
         self.tokenizer = checkpoint.tokenizer
         self.engine = Engine(
             checkpoint.model,

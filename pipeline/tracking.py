@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import tempfile
 import threading
 import time
 from collections import deque
@@ -36,6 +37,7 @@ DEFAULTS = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
 }
 """The thread does the retrying; set in the environment, they win over these defaults."""
+PARENT_TAG = "mlflow.parentRunId"
 ARTIFACT_FOLDER = "mlflow-artifacts"
 _ALLOWED = re.compile(r"[^\w\-. /]")
 
@@ -89,8 +91,34 @@ class Tracker:
         """Send one line of the metrics log; returns at once."""
         self._add(lambda client: self._log_line(client, line))
 
-    def close(self, status: str, table: Mapping[str, list[Any]], timeout: float = CLOSE_SECONDS) -> bool:
-        """Send the sample of answers, end the tracking run, and wait for what is under way.
+    def add_child(self, name: str, parameters: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Send a run of its own below this one, finished; the one of that name is brought up to date if there is one.
+
+        Args:
+            parameters: must not change for a name; MLflow refuses that.
+        """
+        moment = time.time()
+        self._add(lambda client: self._log_child(client, name, parameters, {"time": moment, "step": 0, **metrics}))
+
+    def add_file(self, name: str, content: bytes) -> None:
+        """Send a file as an artifact of the run."""
+
+        def send(client: MlflowClient) -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / name
+                path.write_bytes(content)
+                client.log_artifact(self._id(), str(path))
+
+        self._add(send)
+
+    def close(
+        self,
+        status: str,
+        table: Mapping[str, list[Any]],
+        timeout: float = CLOSE_SECONDS,
+        table_name: str = "answers.json",
+    ) -> bool:
+        """Send a table (a sample of the answers), end the tracking run, and wait for what is under way.
 
         Args:
             status: FINISHED, FAILED or KILLED.
@@ -99,7 +127,7 @@ class Tracker:
             Whether the store has everything.
         """
         if table:
-            self._add(lambda client: client.log_table(self._id(), dict(table), "answers.json"))
+            self._add(lambda client: client.log_table(self._id(), dict(table), table_name))
         self._add(lambda client: client.set_terminated(self._id(), status))
         self._closing.set()
         self._more.set()
@@ -181,12 +209,33 @@ class Tracker:
         client.log_text(run_id, about.config_yaml, "config.yaml")
         return run_id
 
-    def _log_line(self, client: MlflowClient, line: Mapping[str, Any]) -> None:
-        from mlflow.entities import Metric
+    def _log_child(
+        self, client: MlflowClient, name: str, parameters: Mapping[str, Any], line: Mapping[str, Any]
+    ) -> None:
+        from mlflow.entities import Param
 
-        moment, step = int(1000 * line["time"]), line["step"]
-        values = {_ALLOWED.sub("_", name): value for name, value in line.items() if name not in ("time", "step")}
-        client.log_batch(self._id(), metrics=[Metric(name, value, moment, step) for name, value in values.items()])
+        experiment = _experiment(client, self._about.experiment, self._uri)
+        mine = f"tags.`{PARENT_TAG}` = '{self._id()}'"
+        runs = [run for run in client.search_runs([experiment], mine, max_results=1000) if run.info.run_name == name]
+        if runs:
+            child = runs[0].info.run_id
+        else:
+            child = client.create_run(experiment, tags={PARENT_TAG: self._id()}, run_name=name).info.run_id
+            params = [Param(key, str(value)[:LONGEST_PARAMETER]) for key, value in parameters.items()]
+            client.log_batch(child, params=params)
+        _log_metrics(client, child, line)
+        client.set_terminated(child, "FINISHED")
+
+    def _log_line(self, client: MlflowClient, line: Mapping[str, Any]) -> None:
+        _log_metrics(client, self._id(), line)
+
+
+def _log_metrics(client: MlflowClient, run_id: str, line: Mapping[str, Any]) -> None:
+    from mlflow.entities import Metric
+
+    moment, step = int(1000 * line["time"]), line["step"]
+    values = {_ALLOWED.sub("_", name): value for name, value in line.items() if name not in ("time", "step")}
+    client.log_batch(run_id, metrics=[Metric(name, value, moment, step) for name, value in values.items()])
 
 
 def _client(uri: str) -> MlflowClient:

@@ -11,9 +11,21 @@ from pipeline.run_folder import RunFolder
 
 def worker_spec(config: RunConfig, folder: RunFolder) -> WorkerSpec:
     """The worker that answers shards with a LLaVA and commits them to the run's output."""
-    replica = ReplicaSettings(
+    arguments = {
+        "replica": replica_settings(config, str(config.parsed_reduction)),
+        "output": config.output,
+        "provenance": folder.provenance,
+        "prompt": config.prompt,
+        "limits": config.read_limits,
+    }
+    return WorkerSpec("pipeline.shard_work:ShardWorker", arguments)
+
+
+def replica_settings(config: RunConfig, reduction: str) -> ReplicaSettings:
+    """What a run's replica is made from, under `reduction`."""
+    return ReplicaSettings(
         model=config.model,
-        reduction=str(config.parsed_reduction),
+        reduction=reduction,
         device=config.device,
         dtype=config.dtype,
         batch_size=config.batch_size,
@@ -27,11 +39,3 @@ def worker_spec(config: RunConfig, folder: RunFolder) -> WorkerSpec:
             seed=config.seed,
         ),
     )
-    arguments = {
-        "replica": replica,
-        "output": config.output,
-        "provenance": folder.provenance,
-        "prompt": config.prompt,
-        "limits": config.read_limits,
-    }
-    return WorkerSpec("pipeline.shard_work:ShardWorker", arguments)

@@ -1,0 +1,108 @@
+"""The settings of a comparison: as they were written, or brought to a cost by their method's own number of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from transformers import AutoTokenizer
+
+from pipeline.checkpoint import load_config
+from pipeline.compare_config import DENSE, CompareConfig, duplicates_dropped
+from pipeline.errors import UserError
+from pipeline.prompts import PromptError, PromptFormat
+from pipeline.records import Sample, ShardRef
+from pipeline.shards import read_shard
+from reduction.budget import Request, solve
+from reduction.errors import ReductionError
+from reduction.schedule import plan
+from reduction.settings import Reduction
+from reduction.shapes import ModelShape
+
+PROMPTS_COUNTED = 256
+
+
+@dataclass
+class Settings:
+    names: list[str]
+    """In full notation, each once, dense first."""
+    budgets: dict[str, float] = field(default_factory=dict)
+    """Setting -> the TFLOPs that were asked for."""
+    out_of_reach: list[str] = field(default_factory=list)
+    """One sentence for each budget that a method cannot meet."""
+
+
+def needs_budget(written: Sequence[str]) -> bool:
+    return any(_without_tokens(text) for text in written)
+
+
+def choose_settings(written: Sequence[str], budgets: Sequence[float], shape: ModelShape, text_tokens: int) -> Settings:
+    """Settings that name their tokens as they are, the others at each budget.
+
+    Args:
+        budgets: TFLOPs of the prefill, LLM-Viewer's convention, for a prompt of `text_tokens`.
+
+    Raises:
+        UserError: a setting names no tokens and there is no budget, or no budget can be met.
+        ReductionError: a setting is unknown or does not fit the model.
+    """
+    found = Settings([])
+    names: list[str] = []
+    for text in written:
+        if not _without_tokens(text):
+            names.append(str(_checked(Reduction.parse(text), shape)))
+            continue
+        if not budgets:
+            raise UserError(f"{text} does not say how many tokens to keep: write {text}:64, or give --budget-tflops")
+        for budget in budgets:
+            try:
+                solved = solve(_keeping_all(text), shape, budget, "tflops", Request(text_tokens=text_tokens))
+            except ReductionError as error:
+                found.out_of_reach.append(str(error))
+                continue
+            names.append(str(solved.reduction))
+            found.budgets[str(solved.reduction)] = budget
+    found.names = duplicates_dropped(names)
+    if found.out_of_reach and not found.budgets:
+        raise UserError(found.out_of_reach[0])
+    return found
+
+
+def mean_prompt_tokens(config: CompareConfig, refs: Iterable[ShardRef]) -> int:
+    """Text tokens of a prompt, the mean of the sample's first ones; a budget is solved for such a prompt.
+
+    Raises:
+        UserError: the tokenizer cannot be used, or no sample asks anything.
+    """
+    image = load_config(config.model).image_token_id
+    prompts = PromptFormat(
+        AutoTokenizer.from_pretrained(config.model, trust_remote_code=False), image, config.system_text
+    )
+    counts: list[int] = []
+    for ref in refs:
+        for item in read_shard(ref, config.prompt, config.read_limits):
+            for question in item.questions if isinstance(item, Sample) else ():
+                try:
+                    counts.append(prompts.encode(question.text).text_tokens)
+                except PromptError:
+                    continue
+            if len(counts) >= PROMPTS_COUNTED:
+                return round(sum(counts) / len(counts))
+    if not counts:
+        raise UserError("no sample asks a question, so no cost of one can be known: give --prompt")
+    return round(sum(counts) / len(counts))
+
+
+def _checked(reduction: Reduction, shape: ModelShape) -> Reduction:
+    plan(reduction, shape)
+    return reduction
+
+
+def _without_tokens(text: str) -> bool:
+    head, *options = (part.strip() for part in text.split(","))
+    return head != DENSE and ":" not in head and not any(option.startswith("keep=") for option in options)
+
+
+def _keeping_all(text: str) -> Reduction:
+    head, comma, options = text.partition(",")
+    return Reduction.parse(f"{head.strip()}:100%{comma}{options}")
