@@ -36,6 +36,22 @@ def needs_budget(written: Sequence[str]) -> bool:
     return any(_without_tokens(text) for text in written)
 
 
+def check_settings(written: Sequence[str], budgets: Sequence[float], shape: ModelShape) -> None:
+    """What can be known to be wrong before the corpus is looked at.
+
+    Raises:
+        UserError: a setting names no tokens and there is no budget.
+        ReductionError: a setting is unknown or does not fit the model.
+    """
+    for text in written:
+        if not _without_tokens(text):
+            plan(Reduction.parse(text), shape)
+        elif budgets:
+            _keeping_all(text)
+        else:
+            raise UserError(f"{text} does not say how many tokens to keep: write {text}:64, or give --budget-tflops")
+
+
 def choose_settings(written: Sequence[str], budgets: Sequence[float], shape: ModelShape, text_tokens: int) -> Settings:
     """Settings that name their tokens as they are, the others at each budget.
 
@@ -43,17 +59,14 @@ def choose_settings(written: Sequence[str], budgets: Sequence[float], shape: Mod
         budgets: TFLOPs of the prefill, LLM-Viewer's convention, for a prompt of `text_tokens`.
 
     Raises:
-        UserError: a setting names no tokens and there is no budget, or no budget can be met.
-        ReductionError: a setting is unknown or does not fit the model.
+        UserError: no budget can be met by any method.
     """
     found = Settings([])
     names: list[str] = []
     for text in written:
         if not _without_tokens(text):
-            names.append(str(_checked(Reduction.parse(text), shape)))
+            names.append(str(Reduction.parse(text)))
             continue
-        if not budgets:
-            raise UserError(f"{text} does not say how many tokens to keep: write {text}:64, or give --budget-tflops")
         for budget in budgets:
             try:
                 solved = solve(_keeping_all(text), shape, budget, "tflops", Request(text_tokens=text_tokens))
@@ -91,11 +104,6 @@ def mean_prompt_tokens(config: CompareConfig, refs: Iterable[ShardRef]) -> int:
     if not counts:
         raise UserError("no sample asks a question, so no cost of one can be known: give --prompt")
     return round(sum(counts) / len(counts))
-
-
-def _checked(reduction: Reduction, shape: ModelShape) -> Reduction:
-    plan(reduction, shape)
-    return reduction
 
 
 def _without_tokens(text: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.cluster import Cluster, WorkerSpec
 from pipeline.commit import sweep
-from pipeline.compare_budgets import Settings, choose_settings, mean_prompt_tokens, needs_budget
+from pipeline.compare_budgets import Settings, check_settings, choose_settings, mean_prompt_tokens, needs_budget
 from pipeline.compare_config import DENSE, CompareConfig
 from pipeline.compare_folder import CompareFolder, known_names, prepare_comparison, setting_url
 from pipeline.compare_results import gather
@@ -58,8 +58,7 @@ def compare(config: CompareConfig, cluster: CompareCluster) -> CompareResult:
     """
     written, budgets = config.wanted
     digest, shape = checked_shape(config.model)
-    # What is wrong with a setting is said before the corpus is looked at.
-    choose_settings(written, budgets, shape, 60)
+    check_settings(written, budgets, shape)
     output = open_output(config.output)
     with DriverLock(output) as lock:
         names = {} if config.overwrite else known_names(config.output, DENSE)
