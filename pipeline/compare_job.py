@@ -129,8 +129,9 @@ class _Job:
             return Ending()
         spec = compare_worker_spec(self.config, self.folder)
         with self.cluster(self.config, spec) as cluster:
-            loop = ShardLoop(self.config, cluster, self.meter, self.progress, self._record, self.lock.lost)
-            return loop.run(self.pending)
+            # Times are compared within one pass over a shard, so it is not cut.
+            watched = self.meter, self.progress, self._record, self.lock.lost
+            return ShardLoop(self.config, cluster, *watched, slices=False).run(self.pending)
 
     def _record(self) -> None:
         """Metrics are for looking at: an output that does not take them now must not stop the shards."""

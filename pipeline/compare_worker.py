@@ -18,6 +18,7 @@ from pipeline.checkpoint import load_checkpoint
 from pipeline.commit import commit_shard
 from pipeline.compare_timing import PARTS, TOTAL, ShardTiming, write_timing
 from pipeline.faults import fault_point
+from pipeline.isolation import Isolation
 from pipeline.ledger import Ledger
 from pipeline.limits import ReadLimits
 from pipeline.machine_speed import hardware
@@ -34,6 +35,7 @@ class _Rows:
     """What one setting gave for the shard so far."""
 
     replica: Replica
+    isolation: Isolation
     answers: dict[Place, Answer] = field(default_factory=dict)
     rejections: list[tuple[Place, Rejection]] = field(default_factory=list)
     flops: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FLOP_PARTS, 0.0))
@@ -84,6 +86,7 @@ class CompareWorker:
             threads=image_threads or max(2, (os.cpu_count() or 2) // 2),
         )
         self.batch_size, self.device = first.batch_size, first.engine.device
+        self.isolations = {setting: Isolation(each.answer) for setting, each in self.replicas.items()}
         self._answered = 0
         self._warm: set[str] = set()
 
@@ -96,7 +99,7 @@ class CompareWorker:
 
     def pulse(self) -> int:
         """A number that changes as work gets on."""
-        return self._answered
+        return self._answered + self.preparation.members
 
     def work(self, ref: ShardRef) -> ShardReport:
         """Answer a shard under the settings that lack it and commit each.
@@ -105,11 +108,12 @@ class CompareWorker:
         driver's meter; what stands in each setting's ledger is that setting's own.
 
         Raises:
-            StorageError: the shard cannot be read, or the output not be written, now.
+            StorageError, SourceError: the output cannot be written, or the shard not be read, now.
+            ModelFailing: the model fails, whatever it is asked.
         """
         lacking = [setting for setting in self.outputs if not self._done(setting, ref)]
         measured = lacking if self.dense in lacking else [self.dense, *lacking]
-        rows = {setting: _Rows(self.replicas[setting]) for setting in measured}
+        rows = {setting: _Rows(self.replicas[setting], self.isolations[setting]) for setting in measured}
         timing = ShardTiming(
             start=self.start,
             images=0,
@@ -157,12 +161,12 @@ class CompareWorker:
         stopwatch = rows.replica.engine.stopwatch
         if setting not in self._warm:
             # The first batch makes what later ones find made: buffers, kernels, caches of counts.
-            rows.replica.answer(batch)
+            list(rows.isolation.rows(batch))
             self._warm.add(setting)
         stopwatch.seconds.clear()
         forget_peak(self.device)
         began = time.perf_counter()
-        answered = rows.replica.answer(batch)
+        answered = list(rows.isolation.rows(batch))
         seconds = {**stopwatch.seconds, TOTAL: time.perf_counter() - began}
         timing.peak_bytes[setting] = max(timing.peak_bytes[setting], peak_bytes(self.device))
         for part in (*PARTS, TOTAL):
@@ -186,6 +190,7 @@ class CompareWorker:
             wall_seconds=first[TOTAL],
             flops=rows.flops,
         )
+        rows.isolation.check()
         rows.rejections.sort(key=lambda row: row[0])
         fault_point("before-setting")
         return commit_shard(

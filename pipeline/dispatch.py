@@ -58,6 +58,8 @@ class DispatchSettings:
     start_timeout: float = 1800.0
     """Seconds from its process being there until it must be ready; also the wait for a first process."""
     stop_grace: float = 2.0
+    slices: bool = True
+    """Whether shards may be leased in slices."""
 
 
 @dataclass(eq=False)
@@ -93,7 +95,7 @@ class Dispatcher:
         settings: DispatchSettings,
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.queue = LeaseQueue(refs, settings.max_attempts)
+        self.queue = LeaseQueue(refs, settings.max_attempts, settings.slices)
         self._cluster = cluster
         self._settings = settings
         self._stopping = stopping

@@ -59,9 +59,10 @@ class LeaseQueue:
 
     Args:
         max_attempts: failures after which a shard is given up.
+        slices: whether shards may be cut; without, each is leased whole, and given up when it keeps killing.
     """
 
-    def __init__(self, refs: Iterable[ShardRef], max_attempts: int) -> None:
+    def __init__(self, refs: Iterable[ShardRef], max_attempts: int, slices: bool = True) -> None:
         largest_first = sorted(refs, key=lambda ref: math.inf if ref.size is None else ref.size, reverse=True)
         self._waiting = deque(Lease(ref, 1) for ref in largest_first)
         self._urgent: deque[Lease] = deque()
@@ -69,6 +70,7 @@ class LeaseQueue:
         self._out: set[Lease] = set()
         self._divisions: dict[str, Division] = {}
         self._max_attempts = max_attempts
+        self._slices = slices
 
     @property
     def waiting(self) -> int:
@@ -81,7 +83,7 @@ class LeaseQueue:
 
     def useful(self, replicas: int) -> int:
         """How many of `replicas` the work is enough for."""
-        scarce = len(self._waiting) < replicas and any(_worth_slicing(lease) for lease in self._waiting)
+        scarce = len(self._waiting) < replicas and any(self._worth_slicing(lease) for lease in self._waiting)
         return replicas if scarce else min(replicas, self.unfinished)
 
     def take(self, replicas: int = 1) -> Lease | None:
@@ -91,7 +93,7 @@ class LeaseQueue:
         elif self._waiting:
             shards = len(self._waiting)
             lease = self._waiting.popleft()
-            if shards < replicas and _worth_slicing(lease):
+            if shards < replicas and self._worth_slicing(lease):
                 lease = self._divide(lease, math.ceil(SLICES_PER_REPLICA * replicas / shards))
         else:
             return None
@@ -126,7 +128,8 @@ class LeaseQueue:
     def lose(self, lease: Lease, reason: str) -> FailedShard | Narrowed | None:
         """Like `fail`, for work whose replica died or hung; work that does so again is narrowed down to a sample."""
         task = lease.ref.task
-        if not (task is None or isinstance(task, Retry) or _can_kill(task)) or self._given_up(lease):
+        cut = self._slices and (task is None or isinstance(task, Retry) or _can_kill(task))
+        if not cut or self._given_up(lease):
             return self.fail(lease, reason)
         self._out.remove(lease)
         if division := self._divisions.get(lease.ref.url):
@@ -171,6 +174,9 @@ class LeaseQueue:
         attempts = division.failures if division else lease.attempt
         return FailedShard(replace(lease.ref, task=None), attempts, reason)
 
+    def _worth_slicing(self, lease: Lease) -> bool:
+        return self._slices and lease.ref.task is None and (lease.ref.size or 0) >= SMALLEST_SLICED
+
     def _given_up(self, lease: Lease) -> bool:
         """Whether it is a piece of a shard that was given up while this was being worked on."""
         return (
@@ -183,7 +189,3 @@ class LeaseQueue:
 def _can_kill(task: Task) -> bool:
     """Whether doing it touches images or the model."""
     return isinstance(task, Slice) and task != END and not task.condemned
-
-
-def _worth_slicing(lease: Lease) -> bool:
-    return lease.ref.task is None and (lease.ref.size or 0) >= SMALLEST_SLICED

@@ -39,6 +39,7 @@ class ShardLoop:
     Args:
         record: called every `config.log_every` seconds and at the end, to track the meter.
         lock_lost: set when another driver has taken the output over.
+        slices: whether the replicas can do slices of shards.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class ShardLoop:
         progress: Progress,
         record: Callable[[], None],
         lock_lost: threading.Event,
+        slices: bool = True,
     ) -> None:
         self.config, self.cluster, self.meter, self.progress = config, cluster, meter, progress
-        self._record, self._lock_lost = record, lock_lost
+        self._record, self._lock_lost, self._slices = record, lock_lost, slices
         self._shutdown = Shutdown()
         self._failed: list[FailedShard] = []
         self._next_record = config.log_every
@@ -64,6 +66,7 @@ class ShardLoop:
             lease_timeout=self.config.lease_timeout,
             start_timeout=self.config.start_timeout,
             stop_grace=self.config.stop_grace,
+            slices=self._slices,
         )
         dispatcher = Dispatcher(self.cluster, pending, settings, self._stopping)
         try:
