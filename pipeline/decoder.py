@@ -54,11 +54,14 @@ class Decoder:
         self.first_joint = next((i for i, n in enumerate(plan.decoder_drops) if n), len(plan.decoder_drops))
         self.packed = reduction.positions == "packed"
 
-    def new_cache(self, prompts: Prompts, new_tokens: int) -> KVCache:
-        base = tuple(len(prompts.prefix) + n for n in self.plan.decoder_visual_lengths)
+    def cache_shape(self, prompts: Prompts, new_tokens: int) -> tuple[int, tuple[int, ...], int]:
+        """Rows, base and room (`KVCache`) of the cache that answers of `new_tokens` tokens need."""
         rows, longest = prompts.suffix.shape
-        visual = prompts.visual
-        return KVCache(rows, self.kv_heads, self.head_dim, base, longest + new_tokens, visual.device, visual.dtype)
+        return rows, tuple(len(prompts.prefix) + n for n in self.plan.decoder_visual_lengths), longest + new_tokens
+
+    def new_cache(self, rows: int, base: tuple[int, ...], room: int) -> KVCache:
+        weight = self.head.weight
+        return KVCache(rows, self.kv_heads, self.head_dim, base, room, weight.device, weight.dtype)
 
     def prefill(self, prompts: Prompts, cache: KVCache) -> Float[Tensor, "q v"]:
         """Fill the cache and return the logits behind each question's last token."""

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from pipeline.decoder import Decoder, Prompts, pad_suffixes
 from pipeline.generation import Generation, GenerationSettings, Sampler
-from pipeline.kv_cache import KVCache
+from pipeline.step_graphs import StepGraphs
+from pipeline.steps import EagerSteps
 from reduction.schedule import Plan, plan
 from reduction.settings import Reduction
 from reduction.shapes import ModelShape, from_config
@@ -69,7 +70,9 @@ class Engine:
         std: Sequence[float],
         stop_tokens: frozenset[int],
         settings: GenerationSettings | None = None,
+        graphs: bool | None = None,
     ) -> None:
+        """`graphs`: decode with CUDA graphs; None: on a GPU."""
         self.model, self.reduction = model.eval(), reduction
         self.settings = settings or GenerationSettings()
         self.shape: ModelShape = from_config(model.config)
@@ -81,6 +84,8 @@ class Engine:
         self.std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
         self.decoder = Decoder(model, self.plan, reduction, self.shape.vision.visual_tokens)
         self.stopwatch = Stopwatch(self.device)
+        self.graphs = self.device.type == "cuda" if graphs is None else graphs
+        self._recorded: StepGraphs | None = None
         self.rows_limit: int | None = None
         """Most questions that fit at once, known after running out of memory."""
 
@@ -108,6 +113,7 @@ class Engine:
             if len(requests) == 1:
                 raise OutOfDeviceMemoryError(f"one question does not fit the device's memory: {error}") from None
             self.rows_limit = len(requests) // 2
+            self._recorded = None
         torch.cuda.empty_cache()
         return self._halves(images, prefix, requests)
 
@@ -129,20 +135,28 @@ class Engine:
             image = torch.tensor([request.image for request in requests], device=self.device)
             ids = torch.tensor(list(prefix), device=self.device, dtype=torch.long)
             prompts = Prompts(ids, visual, kept, suffix, lengths, image)
-            cache = self.decoder.new_cache(prompts, self.settings.max_new_tokens)
-            logits = self.decoder.prefill(prompts, cache)
+            steps = self._steps(*self.decoder.cache_shape(prompts, self.settings.max_new_tokens))
+            logits = self.decoder.prefill(prompts, steps.cache)
             sampler = Sampler(self.settings, [request.name for request in requests], self.device)
             first = sampler.choose(logits)
         with self.stopwatch.stage("decode"):
             even = len({len(request.suffix) for request in requests}) == 1
-            return self._decode(first, lengths, suffix.shape[1], cache, sampler, even)
+            return self._decode(first, lengths, suffix.shape[1], steps, sampler, even)
+
+    def _steps(self, rows: int, base: tuple[int, ...], room: int) -> EagerSteps | StepGraphs:
+        if not self.graphs:
+            return EagerSteps(self.decoder, rows, base, room)
+        if self._recorded is None or not self._recorded.take(rows, base, room):
+            self._recorded = None  # first, so that both caches are never held at once
+            self._recorded = StepGraphs(self.decoder, rows, base, room)
+        return self._recorded
 
     def _decode(
         self,
         first: tuple[Tensor, Tensor],
         lengths: Int[Tensor, " q"],
         longest: int,
-        cache: KVCache,
+        steps: EagerSteps | StepGraphs,
         sampler: Sampler,
         even: bool,
     ) -> list[Generation]:
@@ -164,10 +178,10 @@ class Engine:
                 if len(left) == 0:
                     break
                 if len(left) <= len(done) // 2:
-                    cache.keep_rows(left)
+                    steps.keep_rows(left)
                     sampler.keep_rows(left.tolist())
                     alive, lengths, chosen, done = alive[left], lengths[left], chosen[left], done[left]
-            logits = self.decoder.step(chosen, lengths + count, longest + count + 1, cache, even)
+            logits = steps.step(chosen, lengths + count, longest + count + 1, even)
             chosen, logprob = sampler.choose(logits)
         return self._collect(tokens, logprobs)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,10 @@ class KVCache:
         # Zeros, not whatever lay there: a masked entry has weight 0, but 0 times an old NaN would still be NaN.
         self.keys = [torch.zeros(rows, kv_heads, n + room, head_dim, device=device, dtype=dtype) for n in base]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
+
+    @property
+    def rows(self) -> int:
+        return self.keys[0].shape[0]
 
     @property
     def bytes(self) -> int:
@@ -56,6 +62,18 @@ class KVCache:
         """Which entries are a row's own, per distinct `base` (layers of equal length share a mask)."""
         column = torch.arange(max(self.base) + longest, device=own.device)
         return {n: (column[: n + longest] < (own + n).unsqueeze(1))[:, None, None] for n in set(self.base)}
+
+    def first(self, rows: int) -> KVCache:
+        """The first rows, on the same memory."""
+        part = copy(self)
+        part.keys = [keys[:rows] for keys in self.keys]
+        part.values = [values[:rows] for values in self.values]
+        return part
+
+    def move_up(self, rows: Int[Tensor, " r"]) -> None:
+        """Make these the first rows, in the same memory."""
+        for entries in (*self.keys, *self.values):
+            entries[: len(rows)] = entries.index_select(0, rows)
 
     def keep_rows(self, rows: Int[Tensor, " r"]) -> None:
         """Drop all other rows."""

@@ -109,7 +109,7 @@ def test_key_value_lengths_are_the_schedules(text: str) -> None:
 
     suffix, lengths = pad_suffixes([[4, 6, 9], [4, 6]], engine.device)
     prompts = Prompts(torch.tensor(PREFIX), visual, kept, suffix, lengths, torch.tensor([0, 1]))
-    cache = engine.decoder.new_cache(prompts, 2)
+    cache = engine.decoder.new_cache(*engine.decoder.cache_shape(prompts, 2))
     expected = [len(PREFIX) + n + 3 + 2 for n in engine.plan.decoder_visual_lengths]
     assert [keys.shape[2] for keys in cache.keys] == expected
     with torch.inference_mode():
@@ -151,8 +151,8 @@ def test_entries_beyond_a_row_never_reach_its_answer() -> None:
     expected = engine.answer(pictures(5), PREFIX, requests)
     fresh = engine.decoder.new_cache
 
-    def overwritten(prompts, new_tokens):
-        cache = fresh(prompts, new_tokens)
+    def overwritten(*shape):
+        cache = fresh(*shape)
         for tensor in [*cache.keys, *cache.values]:
             tensor.fill_(1e4)
         return cache

@@ -1,0 +1,102 @@
+"""Decoding steps recorded once and replayed, as CUDA graphs: a step's hundreds of small kernels cost one launch.
+
+A graph has fixed shapes and addresses. So the keys and values of all batches lie in one cache that stays, rows are
+rounded up to a power of two and stretches of keys to `STRETCH` entries; what is rounded up is masked, as padding is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.decoder import Decoder
+from reduction.tensors import Float, Int
+
+STRETCH = 64
+WARM_UPS = 2
+"""Runs before recording, in which libraries choose kernels and allocate what they keep."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    tokens: Int[Tensor, " r"]
+    own: Int[Tensor, " r"]
+    logits: Float[Tensor, "r v"]
+    replay: Callable[[], None]
+
+
+class StepGraphs:
+    """Steps of many batches, on one cache. On a CPU a step is run, not replayed, with the same shapes."""
+
+    def __init__(self, decoder: Decoder, rows: int, base: tuple[int, ...], room: int) -> None:
+        self._decoder = decoder
+        self._whole = decoder.new_cache(_power_of_two(rows), base, _stretched(room))
+        self.cache = self._whole.first(rows)
+        """The present batch's rows."""
+        self._recorded: dict[tuple[int, int], _Recorded] = {}
+
+    def take(self, rows: int, base: tuple[int, ...], room: int) -> bool:
+        """Begin another batch, where the cache is large enough for it."""
+        whole = self._whole
+        fits = rows <= whole.rows and room <= whole.room and base == whole.base
+        if fits:
+            self.cache = whole.first(rows)
+        return fits
+
+    def step(self, tokens: Int[Tensor, " q"], own: Int[Tensor, " q"], longest: int, even: bool) -> Float[Tensor, "q v"]:
+        """What `Decoder.step` returns. It is overwritten by the next step."""
+        count, rows, longest = len(tokens), _power_of_two(len(tokens)), min(_stretched(longest), self._whole.room)
+        if (rows, longest) not in self._recorded:
+            self._recorded[rows, longest] = self._record(rows, longest, tokens, own)
+        recorded = self._recorded[rows, longest]
+        recorded.tokens[:count].copy_(tokens)
+        recorded.own[:count].copy_(own)
+        recorded.replay()
+        return recorded.logits[:count]
+
+    def keep_rows(self, rows: Int[Tensor, " r"]) -> None:
+        self.cache.move_up(rows)
+
+    def _record(self, rows: int, longest: int, tokens: Tensor, own: Tensor) -> _Recorded:
+        inputs = tokens.new_zeros(rows), own.new_zeros(rows)
+        # The rows' own values: recording then writes the entries that replaying will write again.
+        inputs[0][: len(tokens)].copy_(tokens)
+        inputs[1][: len(own)].copy_(own)
+        cache = self._whole.first(rows)
+
+        def run() -> Tensor:
+            return self._decoder.step(*inputs, longest, cache)
+
+        if tokens.device.type == "cuda":
+            return _Recorded(*inputs, *_cuda_graph(run))
+        logits = run()
+
+        def again() -> None:
+            logits.copy_(run())
+
+        return _Recorded(*inputs, logits, again)
+
+
+def _cuda_graph(run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+    """Record what `run` launches; returns its result's place and what fills it again."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(WARM_UPS):
+            run()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+    return result, graph.replay
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+
+
+def _stretched(length: int) -> int:
+    return -(-length // STRETCH) * STRETCH

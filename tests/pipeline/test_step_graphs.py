@@ -1,0 +1,57 @@
+"""Recorded decoding steps against steps that are run as they come. On a CPU the same shapes run unrecorded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.engine import Engine, Request
+from pipeline.step_graphs import StepGraphs
+from tests.pipeline.test_engine import PREFIX, make_engine, pictures, suffixes
+from tests.tiny import tiny_llava
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]),
+]
+
+
+def pair(device: str, text: str) -> tuple[Engine, Engine]:
+    """The same engine with and without recorded steps."""
+    model: Any = tiny_llava(2)
+    model = model.to(device)
+    with_graphs, without = make_engine(model, text), make_engine(model, text)
+    with_graphs.graphs, without.graphs = True, False
+    return with_graphs, without
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("text", ["dense", "ficoco-v:5", "ficoco-l:5", "ficoco-l:5,positions=packed"])
+def test_batches_of_all_sizes_get_the_same_answers(device: str, text: str) -> None:
+    with_graphs, without = pair(device, text)
+    lengths = set()
+    # The larger ones outgrow the cache of those before, the smaller ones use a part of it with stale entries.
+    for turn, count in enumerate([3, 7, 2, 5, 7, 1]):
+        images, asked = pictures(count, turn), suffixes(count, turn)
+        requests = [Request(i, tuple(s)) for i, s in enumerate(asked)]
+        expected = without.answer(images, PREFIX, requests)
+        got = with_graphs.answer(images, PREFIX, requests)
+        assert [g.tokens for g in got] == [g.tokens for g in expected]
+        assert [g.mean_logprob for g in got] == pytest.approx([g.mean_logprob for g in expected], abs=1e-4)
+        lengths |= {g.generated_tokens for g in got}
+    # Rows left their batches at different times, so that others were moved up.
+    assert len(lengths) > 2
+
+
+def test_a_shape_is_recorded_once() -> None:
+    engine, _ = pair("cpu", "dense")
+    requests = [Request(i, tuple(s)) for i, s in enumerate(suffixes(4))]
+    engine.answer(pictures(4), PREFIX, requests)
+    first = engine._recorded
+    assert isinstance(first, StepGraphs)
+    count = len(first._recorded)
+    engine.answer(pictures(4), PREFIX, requests)
+    assert engine._recorded is first
+    assert len(first._recorded) == count
