@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 from pipeline.records import ShardRef, SliceReport
@@ -54,5 +55,6 @@ class Division:
 def cut(first: int, stop: int, parts: int, grain: int) -> list[Slice]:
     """At most `parts` slices of like length, each but the last a multiple of `grain` samples long."""
     grains = -(-(stop - first) // grain)
-    length = -(-grains // parts) * grain
-    return [Slice(start, min(stop, start + length)) for start in range(first, stop, length)] if grains else []
+    parts = min(parts, grains)
+    borders = [min(stop, first + grain * (number * grains // parts)) for number in range(parts + 1)] if grains else []
+    return [Slice(*pair) for pair in itertools.pairwise(borders)]

@@ -24,16 +24,20 @@ class Patience:
         self._failed = self._condemned = 0
         self._ever_answered = True
 
-    def failure(self, outcome: FailedShard | Narrowed | None, reason: str, replicas: int) -> None:
-        """Count a failed attempt and what the queue made of it.
+    def failure(self, whole: bool, outcome: FailedShard | Narrowed | None, reason: str, replicas: int) -> None:
+        """Count a failed attempt.
+
+        Args:
+            whole: whether it was at a whole shard. Its pieces do not count one by one: they have failed together soon.
+            outcome: what the queue made of it.
 
         Raises:
             RunStopped: nothing but failures comes back from so many replicas.
         """
-        self._failed += 1
+        self._failed += whole or isinstance(outcome, FailedShard)
         if isinstance(outcome, Narrowed):
             # What narrows a fault down is progress; where that ends, samples are counted.
-            self._failed = max(0, self._failed - LOSSES)
+            self._failed = max(0, self._failed - LOSSES * whole)
             self._condemned += outcome.sample is not None
         if self._failed >= max(FAILED_IN_A_ROW, 2 * replicas):
             raise RunStopped(f"{self._failed} attempts in a row failed, the last with: {reason}")

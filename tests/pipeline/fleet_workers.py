@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.records import ShardRef, ShardReport
+from pipeline.limits import ReadLimits
+from pipeline.records import Answer, Sample, ShardRef, ShardReport
+from tests.pipeline.echo_job import EchoWorker
 
 
 class Worker:
@@ -57,3 +60,21 @@ class Worker:
             trigger.unlink()
             return True
         return False
+
+
+class LethalWorker(EchoWorker):
+    """Answers as `EchoWorker` does, unless a question asks for its end: `die`, `exit` or `hang`."""
+
+    def __init__(self, output: str) -> None:
+        super().__init__(output, {"ficoco.test": "1"}, "What is it?", "none", ReadLimits(), 0.0, "")
+
+    def _answers(self, sample: Sample) -> Iterator[Answer]:
+        for answer in super()._answers(sample):
+            match answer.question:
+                case "die":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "exit":
+                    os._exit(1)
+                case "hang":
+                    time.sleep(3600)
+            yield answer

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import fleet
@@ -16,8 +18,10 @@ from pipeline.dispatch import Dispatcher, DispatchSettings, ReplicaReplaced, Rep
 from pipeline.errors import UserError
 from pipeline.fleet import RayCluster, connected, machines
 from pipeline.leases import FailedShard
+from pipeline.listing import list_shards
 from pipeline.placement import Share
 from pipeline.records import ShardRef, ShardReport
+from tests.pipeline.shard_bytes import JPEG, tar_bytes
 
 FACTORY = "tests.pipeline.fleet_workers:Worker"
 
@@ -99,6 +103,36 @@ def test_a_hung_replica_is_replaced_and_a_slow_one_is_left_alone(tmp_path: Path)
     reports = {event.shard: event.attempts for event in events if isinstance(event, ShardReport)}
     assert reports == {"00000.tar": 1, "00001.tar": 2}
     assert [event.reason for event in events if isinstance(event, ReplicaReplaced)] == ["no progress for 1.5 s"]
+
+
+def test_samples_that_kill_or_hang_their_replica_are_quarantined_and_all_others_are_answered(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    ends = {(0, 7): "die", (0, 41): "exit", (1, 0): "hang"}
+    for shard in range(2):
+        questions = {number: ends.get((shard, number), "what?") for number in range(60 if shard == 0 else 3)}
+        members = [
+            (f"{number:03d}{ending}", content)
+            for number, text in questions.items()
+            for ending, content in ((".jpg", JPEG), (".json", {"questions": [text, "and then?"]}))
+        ]
+        (tmp_path / "corpus" / f"{shard}.tar").write_bytes(tar_bytes(members))
+    spec = WorkerSpec("tests.pipeline.fleet_workers:LethalWorker", {"output": str(tmp_path / "out")})
+    shards = list_shards([str(tmp_path / "corpus")])
+    run = Dispatcher(RayCluster(spec, Share(1.0)), shards, DispatchSettings(replicas=2, lease_timeout=3.0))
+    events = list(run.run())
+    assert sorted(event.shard for event in events if isinstance(event, ShardReport)) == ["0.tar", "1.tar"]
+    lost = [row for part in (tmp_path / "out" / "quarantine").iterdir() for row in pq.read_table(part).to_pylist()]
+    assert sorted((row["shard"], row["key"], row["question_index"], row["stage"]) for row in lost) == sorted(
+        (f"{shard}.tar", f"{number:03d}", index, "model") for shard, number in ends for index in range(2)
+    )
+    reasons = {row["shard"]: row["reason"] for row in lost}
+    assert reasons["1.tar"] == "its replica was lost: no progress for 3 s"
+    assert reasons["0.tar"].startswith("its replica was lost: ")
+    answered = [row for part in (tmp_path / "out" / "data").iterdir() for row in pq.read_table(part).to_pylist()]
+    identities = {(row["shard"], row["key"], row["question_index"]) for row in answered}
+    assert len(identities) == len(answered) == 2 * (60 + 3 - 3)
+    assert len([event for event in events if isinstance(event, ReplicaReplaced)]) <= 2 * (2 * math.log2(60) + 2) + 6
+    assert not list((tmp_path / "out" / "staged").iterdir())
 
 
 def test_a_replica_that_cannot_start_ends_the_run_with_the_reason(tmp_path: Path) -> None:

@@ -1,0 +1,92 @@
+"""Which questions an exception of the model costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.batching import Asked, Picture
+from pipeline.isolation import MOST_IN_A_ROW, Isolation, ModelFailing, Row
+from pipeline.prompts import Prompt
+from pipeline.records import Question, Rejection, Sample
+from pipeline.replica import rejection
+from reduction.flops import Flops
+
+
+def pictures(questions: Sequence[int]) -> list[Picture]:
+    """One picture for each number of questions; a question's text is its number in the batch."""
+    result, count = [], 0
+    for order, number in enumerate(questions):
+        asked = []
+        for index in range(number):
+            question = Question(index, "", str(count))
+            sample = Sample("s.tar", str(order), b"", (question,))
+            asked.append(Asked((order, index), sample, question, Prompt((), ())))
+            count += 1
+        result.append(Picture(np.zeros((1, 1, 3), np.uint8), asked))
+    return result
+
+
+class Model:
+    """Answers (here: rejects with the reason "done") unless one of `bad` is in the batch."""
+
+    def __init__(self, bad: set[int], error: Exception | None = None) -> None:
+        self.bad, self.error, self.calls = bad, error or RuntimeError("shape\n mismatch"), 0
+
+    def __call__(self, batch: Sequence[Picture]) -> list[Row]:
+        self.calls += 1
+        asked = [one for picture in batch for one in picture.asked]
+        if any(int(one.question.text) in self.bad for one in asked):
+            raise self.error
+        return [(one.order, rejection(one, "done", ""), Flops()) for one in asked]
+
+
+def reasons(rows: Sequence[Row]) -> dict[tuple[int, int], str]:
+    return {place: f"{row.stage} {row.reason}".strip() for place, row, _ in rows if isinstance(row, Rejection)}
+
+
+@given(questions=st.lists(st.integers(1, 5), min_size=1, max_size=8), bad=st.sets(st.integers(0, 20), max_size=3))
+def test_exactly_the_questions_that_raise_are_rejected(questions: list[int], bad: set[int]) -> None:
+    batch = pictures(questions)
+    rows = list(Isolation(Model(bad)).rows(batch))
+    expected = {
+        one.order: "model RuntimeError: shape mismatch" if int(one.question.text) in bad else "done"
+        for picture in batch
+        for one in picture.asked
+    }
+    assert reasons(rows) == expected
+    assert max(Counter(place for place, _, _ in rows).values()) == 1
+
+
+def test_one_that_raises_costs_few_calls() -> None:
+    model = Model({37})
+    list(Isolation(model).rows(pictures([1] * 64)))
+    assert model.calls == 2 * 6 + 1
+
+
+def test_a_model_that_fails_whatever_it_is_asked_is_not_the_questions_fault() -> None:
+    isolation = Isolation(Model(set(range(200))))
+    with pytest.raises(ModelFailing, match="33 questions in a row failed, the last with RuntimeError: shape mismatch"):
+        list(isolation.rows(pictures([1] * 200)))
+    small = Isolation(Model({0, 1}))
+    assert len(list(small.rows(pictures([1, 1])))) == 2
+    with pytest.raises(ModelFailing, match="answered nothing yet"):
+        small.check()
+
+
+def test_failures_with_answers_between_them_do_not_add_up() -> None:
+    isolation = Isolation(Model({number for number in range(200) if number % 2}))
+    assert len(list(isolation.rows(pictures([1] * 200)))) == 200 > MOST_IN_A_ROW
+    isolation.check()
+
+
+def test_a_broken_device_is_not_searched_for_a_culprit() -> None:
+    model = Model({0}, RuntimeError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        list(Isolation(model).rows(pictures([1] * 8)))
+    assert model.calls == 1
