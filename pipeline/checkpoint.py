@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from pipeline.errors import UserError
 
 SMALL_WIDTH = 1024
 """A decoder narrower than this runs in float32 on a CPU: its layers are too small for bfloat16 units to pay."""
+
+
+SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -24,24 +33,61 @@ class Checkpoint:
 def load_checkpoint(name: str, device: str = "auto", dtype: str = "auto") -> Checkpoint:
     """Load model and tokenizer of a Hugging Face hub id or folder onto a device.
 
+    Weights that have their type already are mapped, so that replicas on one machine share them; others are read and
+    converted one by one. Either way the process holds hardly more than the weights at any moment.
+
     Raises:
-        UserError: it is not there, not a LLaVA, or has no safetensors weights.
+        UserError: it is not there, not a LLaVA, has no safetensors weights, or not all of them.
     """
     config: Any = load_config(name)
+    loader: Any = LlavaForConditionalGeneration  # its types say nothing of `output_loading_info`
     target = choose_device(device)
     try:
-        model = LlavaForConditionalGeneration.from_pretrained(
-            name,
+        chosen = choose_dtype(dtype, target, config.text_config.hidden_size)
+        unread = _to_convert(name, chosen)
+        model, loaded = loader.from_pretrained(
+            None if unread else name,
             config=config,
-            dtype=choose_dtype(dtype, target, config.text_config.hidden_size),
+            state_dict=unread,
+            dtype=chosen,
             device_map={"": target} if target.type == "cuda" else None,
             use_safetensors=True,
             attn_implementation="sdpa",
+            output_loading_info=True,
         )
+        if absent := sorted(loaded["missing_keys"]):
+            raise ValueError(
+                f"{len(absent)} of its weights are not in its files, {absent[0]} among them; copy it again"
+            )
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"the model in {name} cannot be loaded: {_first_line(error)}") from None
     return Checkpoint(model.eval(), tokenizer, stop_tokens(name, config))
+
+
+def _to_convert(name: str, dtype: torch.dtype) -> dict[str, Any] | None:
+    """Weights that wait to be read, by name; None where all have the type already.
+
+    Reading instead of mapping: the pages of a mapped file stay in memory beside what was made of them.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    weights: dict[str, Any] = {}
+    for path in _weight_files(folder):
+        try:
+            file: Any = safe_open(path, framework="pt", backend="pread")
+        except TypeError:  # safetensors before 0.8 can only map
+            return None
+        weights |= {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118, it is no dict
+    same = all(weight.get_dtype() == SAFETENSORS_NAMES.get(dtype) for weight in weights.values())
+    return None if same else weights
+
+
+def _weight_files(folder: Path) -> Iterable[Path]:
+    index = folder / INDEX
+    names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {WEIGHTS}
+    return (folder / name for name in sorted(names))
 
 
 def load_config(name: str) -> LlavaConfig:

@@ -1,0 +1,71 @@
+"""Loading: what is read and converted equals what is mapped, memory holds the weights once, nothing is made up."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.checkpoint import load_checkpoint
+from pipeline.errors import UserError
+from pipeline.random_model import random_llava, shape_config
+from reduction.shapes import DecoderShape, ModelShape, VisionShape
+from tests.checkpoint import save_checkpoint, tiny_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+PEAK = """
+import sys
+from pathlib import Path
+import torch
+from pipeline.checkpoint import load_checkpoint
+
+def kilobytes(name):
+    return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0])
+
+load_checkpoint(sys.argv[1], "cpu", "float32")  # what loading imports is there now
+before = kilobytes("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+model = load_checkpoint(sys.argv[2], "cpu", "bfloat16").model
+size = sum(p.numel() * p.element_size() for p in model.parameters())
+print((kilobytes("VmHWM") - before) * 1024 / size)
+"""
+MEDIUM = ModelShape(
+    name="medium",
+    vision=VisionShape(layers=2, layers_run=1, width=64, ffn=128, heads=2, patch=14, image=56),
+    projector_in=64,
+    decoder=DecoderShape(layers=8, width=1024, ffn=3072, heads=8, kv_heads=8, head_dim=128, vocab=300),
+)
+
+
+def test_converted_weights_are_the_mapped_ones_in_another_type(tmp_path: Path) -> None:
+    folder = str(save_checkpoint(tmp_path))
+    mapped, converted = (load_checkpoint(folder, "cpu", dtype).model for dtype in ("float32", "bfloat16"))
+    expected = mapped.state_dict()
+    found = converted.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name].to(torch.bfloat16)) for name in found)
+    assert not converted.training
+
+
+def test_converting_holds_the_weights_once(tmp_path: Path) -> None:
+    """Mapping the float32 file takes three times the memory of the bfloat16 weights."""
+    small, medium = save_checkpoint(tmp_path / "small"), tmp_path / "medium"
+    random_llava(shape_config(MEDIUM), torch.device("cpu"), torch.float32).save_pretrained(medium)
+    tiny_tokenizer().save_pretrained(medium)
+    command = [sys.executable, "-c", PEAK, str(small), str(medium)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 0.8 < float(done.stdout) < 1.25
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_are_not_there_are_not_made_up(tmp_path: Path, dtype: str) -> None:
+    path = save_checkpoint(tmp_path) / "model.safetensors"
+    weights = load_file(path)
+    gone = next(name for name in weights if name.endswith("q_proj.weight"))
+    save_file({name: weight.clone() for name, weight in weights.items() if name != gone}, path, {"format": "pt"})
+    with pytest.raises(UserError, match=r"1 of its weights are not in its files, .*q_proj\.weight among them"):
+        load_checkpoint(str(tmp_path), "cpu", dtype)
