@@ -138,7 +138,7 @@ def _remove(output: Output, url: str) -> None:
 
     for name in sorted(names):
         remove_run(open_output(f"{url.rstrip('/')}/{SETTINGS}/{name}"))
-    for file in output.list("timings"):
+    for file in (*output.list("timings"), *output.list("examples")):
         output.delete(file.path)
     for path in ("comparison.parquet", "comparison.csv", "report.html", "report.md", "metrics.jsonl", RECORD_PATH):
         output.delete(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +11,7 @@ from pipeline.cluster import Cluster, WorkerSpec
 from pipeline.commit import sweep
 from pipeline.compare_budgets import Settings, check_settings, choose_settings, mean_prompt_tokens, needs_budget
 from pipeline.compare_config import DENSE, CompareConfig
+from pipeline.compare_examples import examples_of
 from pipeline.compare_folder import CompareFolder, known_names, prepare_comparison, setting_url
 from pipeline.compare_results import gather
 from pipeline.compare_tables import as_columns, as_csv, as_parquet, metrics, rows
@@ -25,6 +26,7 @@ from pipeline.metrics_log import MetricsLog
 from pipeline.model_check import checked_shape
 from pipeline.progress import Progress
 from pipeline.records import ShardRef
+from pipeline.report import write_report
 from pipeline.run_folder import METRICS_PATH
 from pipeline.shard_loop import Ending, ShardLoop
 from pipeline.spread_samples import spread_samples
@@ -127,7 +129,7 @@ class _Job:
         self.progress.say(f"comparing {count} settings on {len(self.refs)} shards, of which {done} are done")
         if not self.pending:
             return Ending()
-        spec = compare_worker_spec(self.config, self.folder)
+        spec = compare_worker_spec(self.config, self.folder, self.refs)
         with self.cluster(self.config, spec) as cluster:
             # Times are compared within one pass over a shard, so it is not cut.
             watched = self.meter, self.progress, self._record, self.lock.lost
@@ -158,6 +160,9 @@ class _Job:
         comparison = replace(comparison, notes=(*comparison.notes, *self.settings.out_of_reach))
         for name, content in {"comparison.parquet": as_parquet, "comparison.csv": as_csv}.items():
             self._write(name, content(comparison))
+        write_report(self.folder.output, comparison)
+        for name in ("report.html", "report.md"):
+            self.tracker.add_file(name, self.folder.output.read(name))
         for result in comparison.results:
             about = {"reduction": result.setting, "method": result.method, "samples": comparison.samples}
             self.tracker.add_child(result.setting, about, metrics(result))
@@ -181,13 +186,14 @@ class _Job:
             "mlflow_run_id": self.tracker.run_id or self.folder.mlflow_run_id,
             "samples": comparison.samples if comparison else None,
             "recommendation": comparison.recommendation if comparison else None,
+            "recommended": comparison.recommended if comparison else None,
             "settings": rows(comparison) if comparison else [],
             "notes": list(comparison.notes) if comparison else [],
             "failed_shards": {one.ref.name: one.reason for one in ending.failed},
         }
 
 
-def compare_worker_spec(config: CompareConfig, folder: CompareFolder) -> WorkerSpec:
+def compare_worker_spec(config: CompareConfig, folder: CompareFolder, refs: Sequence[ShardRef]) -> WorkerSpec:
     """The worker that answers shards under every setting."""
     arguments = {
         "replica": replica_settings(config, DENSE),
@@ -196,6 +202,7 @@ def compare_worker_spec(config: CompareConfig, folder: CompareFolder) -> WorkerS
         "provenance": {setting: run.provenance for setting, run in folder.runs.items()},
         "repeats": config.repeats,
         "start": folder.start,
+        "examples": examples_of(refs),
         "prompt": config.prompt,
         "limits": config.read_limits,
     }

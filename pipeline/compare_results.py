@@ -8,10 +8,11 @@ from typing import Any
 
 from pipeline.compare_answers import AnswerStatistics, Rows, accuracy_by_kind, answer_statistics, read_answers
 from pipeline.compare_config import CompareConfig
+from pipeline.compare_examples import read_examples
 from pipeline.compare_folder import CompareFolder
 from pipeline.compare_timing import PARTS, SettingTime, read_timings, setting_time
 from pipeline.comparison import Comparison, SettingResult
-from pipeline.recommendation import recommendation
+from pipeline.recommendation import recommend
 from pipeline.records import ShardRef
 from pipeline.totals import Totals
 from reduction.flops import kv_bytes, llm_viewer_tflops
@@ -56,6 +57,7 @@ def gather(
         made = _result(setting, answers[setting], statistics[setting], time, totals[setting], shape, hardware)
         results.append(_priced(made, time, results[0] if results else None, config, budgets.get(setting)))
     record = folder.runs[dense].record
+    advice = recommend(results)
     return Comparison(
         results=tuple(results),
         samples=totals[dense].samples,
@@ -64,8 +66,10 @@ def gather(
         model=str(record["config"]["model"]),
         hardware={name: str(value) for name, value in hardware.items()},
         versions=dict(record["versions"]),
-        recommendation=recommendation(results),
+        recommendation=advice.sentence,
+        recommended=advice.setting,
         usd_per_hour=config.gpu_hour_usd,
+        examples=tuple(read_examples(folder.output, refs, list(folder.runs))),
         notes=tuple(_notes(answers, dense, times)),
     )
 

@@ -38,21 +38,25 @@ class ShardTiming:
     """Device, dtype, threads."""
 
 
-def timing_path(ref: ShardRef, settings: Iterable[str]) -> str:
-    """Named after what is measured, so that an attempt that died is written over."""
-    digest = hashlib.sha256("\n".join(sorted(settings)).encode()).hexdigest()[:8]
-    return f"{FOLDER}/{file_stem(ref.name, ref.url)}/{digest}.json"
+def measured_path(folder: str, ref: ShardRef, settings: Iterable[str] = ()) -> str:
+    """Where a measurement of a shard is written; without `settings` the folder of all of them.
+
+    Named after what is measured, so that an attempt that died is written over.
+    """
+    place = f"{folder}/{file_stem(ref.name, ref.url)}"
+    measured = "\n".join(sorted(settings))
+    return f"{place}/{hashlib.sha256(measured.encode()).hexdigest()[:8]}.json" if measured else place
 
 
 def write_timing(output: Output, ref: ShardRef, timing: ShardTiming) -> None:
     """Raises StorageError where the output cannot be written."""
-    output.put_atomic(timing_path(ref, timing.seconds), (json.dumps(asdict(timing)) + "\n").encode())
+    output.put_atomic(measured_path(FOLDER, ref, timing.seconds), (json.dumps(asdict(timing)) + "\n").encode())
 
 
 def read_timings(output: Output, ref: ShardRef) -> list[ShardTiming]:
     """All measurements of a shard, the latest start last; one that cannot be read is left out."""
     found = []
-    paths = [file.path for file in output.list(f"{FOLDER}/{file_stem(ref.name, ref.url)}")]
+    paths = [file.path for file in output.list(measured_path(FOLDER, ref))]
     for _, content in output.read_many(paths):
         try:
             found.append(ShardTiming(**json.loads(content or b"")))

@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.batching import Picture, plan_batches
 from pipeline.checkpoint import load_checkpoint
 from pipeline.commit import commit_shard
+from pipeline.compare_examples import trace_example, write_examples
 from pipeline.compare_timing import PARTS, TOTAL, ShardTiming, write_timing
 from pipeline.faults import fault_point
 from pipeline.isolation import Isolation
@@ -50,6 +51,7 @@ class CompareWorker:
         settings: reduction -> URL of the output that its answers go to; the first is dense, the yardstick of time.
         provenance: reduction -> metadata for its parts.
         start: names this start of the job in the timings.
+        examples: shard URL -> how many of its pictures are traced for the report.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class CompareWorker:
         *,
         repeats: int = 1,
         start: str = "",
+        examples: Mapping[str, int] | None = None,
         prompt: str | None = None,
         limits: ReadLimits | None = None,
         image_threads: int | None = None,
@@ -77,6 +80,7 @@ class CompareWorker:
         self.output = open_output(output)
         self.outputs: dict[str, Output] = {setting: open_output(url) for setting, url in settings.items()}
         self.provenance, self.repeats, self.start = provenance, repeats, start
+        self.examples = dict(examples or {})
         self.preparation = Preparation(
             first.transform,
             first.prompts,
@@ -125,8 +129,9 @@ class CompareWorker:
             hardware=self._hardware(),
         )
         report = ShardReport(ref.name, ref.url, ref.fingerprint)
-        batches = 0
+        batches, pictures = 0, list[Picture]()
         for window in self.preparation.windows(ref) if lacking else ():
+            pictures += window.pictures[: self.examples.get(ref.url, 0) - len(pictures)]
             batches = self._answer(window, rows, timing, batches)
             for stage, seconds in window.seconds.items():
                 report.seconds[stage] += seconds
@@ -135,6 +140,9 @@ class CompareWorker:
                 report.incomplete = None if window.end.complete else window.end.incomplete_reason
         if lacking:
             write_timing(self.output, ref, timing)
+        if pictures:
+            replicas = {setting: self.replicas[setting] for setting in measured}
+            write_examples(self.output, ref, measured, [trace_example(one, replicas) for one in pictures])
         done = [self._commit(setting, rows[setting], report, timing) for setting in lacking]
         return _summed(report, done)
 

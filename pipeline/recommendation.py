@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pipeline.comparison import Interval, SettingResult
 
@@ -16,38 +17,49 @@ def cheapest_first(results: Sequence[SettingResult]) -> list[SettingResult]:
     return sorted(results, key=lambda result: -result.images_per_second.value)
 
 
-def recommendation(results: Sequence[SettingResult], margin: float = MARGIN, fidelity: float = FIDELITY) -> str:
+@dataclass(frozen=True, slots=True)
+class Advice:
+    sentence: str
+    setting: str
+    """What to take, in full notation."""
+
+
+def recommend(results: Sequence[SettingResult], margin: float = MARGIN, fidelity: float = FIDELITY) -> Advice:
     """The cheapest setting that holds `margin` to dense's accuracy, or where nothing is scored `fidelity`.
 
-    A setting holds when the low end of its 95 % interval does. Where none does, the nearest by estimate is named as
-    such. `results` has dense first.
+    A setting holds when the low end of its 95 % interval does. Where none does, dense is to be taken, and the cheapest
+    that holds by its estimate, or the best, is named beside it. `results` has dense first.
     """
     dense, others = results[0], cheapest_first(results[1:])
-    scored = dense.accuracy is not None
-    what = (
-        f"within {100 * margin:g} point{'s' * (margin != 0.01)} of dense"
-        if scored
-        else (f"with {fidelity:.0%} of dense's own answers")
-    )
-    bounds = [(one, _measure(one, scored), -margin if scored else fidelity) for one in others]
     if not others:
-        return "Only dense was measured, so there is nothing to recommend."
-    holding = [one for one, measure, least in bounds if measure is not None and measure.low >= least]
+        return Advice("Only dense was measured, so there is nothing to recommend.", dense.setting)
+    scored = dense.accuracy is not None
+    least = -margin if scored else fidelity
+    what = f"within {_points(margin)} of dense" if scored else f"as dense in {fidelity:.0%} of its answers"
+    measures = [(one, measure) for one in others if (measure := _measure(one, scored)) is not None]
+    holding = [one for one, measure in measures if measure.low >= least]
     if holding and holding[0].images_per_second.value > dense.images_per_second.value:
-        return f"The cheapest setting {what}, with 95 % confidence, is {_evidence(holding[0], dense, scored)}."
+        evidence = _evidence(holding[0], dense, scored)
+        return Advice(f"The cheapest setting {what}, with 95 % confidence, is {evidence}.", holding[0].setting)
     if holding:
-        return (
-            f"Take dense: of the settings that hold {what} the cheapest, {holding[0].setting}, is no faster "
-            f"({holding[0].images_per_second.value:.3g} images/s against {dense.images_per_second.value:.3g})."
-        )
-    near = [one for one, measure, least in bounds if measure is not None and measure.value >= least]
+        speeds = [f"{one.images_per_second.value:.3g} images/s" for one in (holding[0], dense)]
+        sentence = f"Take dense: {holding[0].setting}, the cheapest setting {what}, is no faster"
+        return Advice(f"{sentence} ({speeds[0]} against {speeds[1]}).", dense.setting)
+    near = [one for one, measure in measures if measure.value >= least]
     if near:
-        return (
-            f"No setting is {what} with 95 % confidence on these samples; the cheapest by its estimate alone is "
-            f"{_evidence(near[0], dense, scored)}. More samples would tell."
+        sentence = f"Take dense: no setting is {what} with 95 % confidence on these samples"
+        evidence = _evidence(near[0], dense, scored)
+        return Advice(
+            f"{sentence}. More samples may tell: by its estimate alone the cheapest is {evidence}.", dense.setting
         )
-    best = max(bounds, key=lambda bound: bound[1].value if bound[1] is not None else float("-inf"))[0]
-    return f"Take dense: no setting is {what}; the best is {_evidence(best, dense, scored)}."
+    if not measures:
+        return Advice("Take dense: no setting answered anything that could be compared.", dense.setting)
+    best = max(measures, key=lambda pair: pair[1].value)[0]
+    return Advice(f"Take dense: no setting is {what}; the best is {_evidence(best, dense, scored)}.", dense.setting)
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:g} point{'' if share == 0.01 else 's'}"
 
 
 def _measure(result: SettingResult, scored: bool) -> Interval | None:

@@ -114,11 +114,34 @@ def test_it_is_written_as_parquet_csv_and_nested_runs(folder: Path, model: Path)
     fidelity = {child.info.run_name: child.data.metrics["fidelity"] for child in children}
     assert fidelity == {row["setting"]: row["fidelity"] for row in result.summary["settings"]}
     artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
-    assert {"comparison.json", "comparison.csv", "comparison.parquet", "config.yaml"} <= artifacts
+    assert artifacts == {
+        *("comparison.json", "comparison.csv", "comparison.parquet", "config.yaml", "report.html", "report.md")
+    }
     # A rerun brings the same runs up to date.
     run_compare(words(folder, model))
     again = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert len(again) == len(children)
+
+
+def test_its_report_shows_what_each_setting_kept_of_pictures_from_all_over_the_corpus(
+    folder: Path, model: Path
+) -> None:
+    first = run_compare(words(folder, model, "--settings", "random:4")).comparison
+    result = run_compare(words(folder, model, "--settings", "random:4,ficoco-vl:4")).comparison
+    assert first is not None
+    assert result is not None
+    assert len(result.examples) == 4
+    assert [one.jpeg for one in result.examples] == [one.jpeg for one in first.examples]
+    for example in result.examples:
+        assert [flow.setting for flow in example.flows] == ["dense", "random:4", "ficoco-vl:4"]
+        dense, random, ficoco = example.flows
+        assert (len(dense.kept), len(random.kept), len(ficoco.kept)) == (16, 4, 4)
+        assert random.moved == ()
+        assert {target for _, target, _ in ficoco.moved} <= set(ficoco.kept)
+        assert ficoco.moved
+    page = (folder / "out/report.html").read_text()
+    assert result.recommendation.split(":")[0] in page
+    assert "ficoco-vl:4" in (folder / "out/report.md").read_text()
 
 
 def test_more_settings_later_leave_the_others_alone(folder: Path, model: Path) -> None:

@@ -204,6 +204,15 @@ def test_fewer_shards_than_replicas_keep_all_of_them_busy() -> None:
     assert len(script.log) == 2 * (1 + 40 // WINDOW + 1)
 
 
+def test_without_slices_shards_are_leased_whole_and_given_up_when_they_keep_killing() -> None:
+    large = [ShardRef(str(i), f"/{i}.tar", size=2**30) for i in range(2)]
+    script = Script(capacity=8, poison={"0": {3}})
+    events = list(Dispatcher(script, large, DispatchSettings(max_attempts=3, slices=False)).run())
+    assert reports(events) == ["1"]
+    assert [event.ref.name for event in events if isinstance(event, FailedShard)] == ["0"]
+    assert sorted(script.log) == ["0", "0", "0", "1"]
+
+
 def test_the_largest_shards_are_done_first() -> None:
     sizes = [ShardRef(str(size), f"/{size}.tar", size=size) for size in (3, 9, 1, 5)]
     script = Script()
