@@ -2,6 +2,7 @@
 # make test      every check: formatter, linter, types, import contracts, tests; .ci/run calls it
 # make demo      the demo corpus through the job on a local Ray, dense and reduced, with a table at the end
 # make torture   the long fault and soak tests; SEED=n repeats a run
+# make fuzz      coverage-guided fuzzing of what reads untrusted bytes, for SECONDS=600; what it finds is in out/fuzz
 #
 # PYTHON=/path/to/python3.12 picks the interpreter. PIP_TORCH_ARGS is added where torch is installed, for instance
 # to name an index that has CPU-only builds: the default build on Linux brings gigabytes of CUDA packages.
@@ -19,8 +20,9 @@ TORCH := $(shell grep -m1 '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := reduction pipeline jobs infra tests
 SEED ?=
+SECONDS_OF_FUZZING = $(or $(SECONDS),600)
 
-.PHONY: help setup check test format demo torture clean
+.PHONY: help setup check test format demo torture fuzz clean
 
 help:
 	@awk '!/^#/ {exit} {sub(/^# ?/, ""); print}' Makefile
@@ -66,6 +68,14 @@ demo: setup
 torture: setup
 	@seed="$(SEED)"; seed="$${seed:-$$RANDOM}"; echo "seed $$seed (make torture SEED=$$seed repeats it)"; \
 	TORTURE_SEED=$$seed $(BIN)/python -m pytest -q -m torture --timeout 3600
+
+fuzz: setup
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(PIP) -c constraints.txt \
+	  $$($(BIN)/python -c 'import tomllib; \
+	  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["fuzz"])')
+	@mkdir -p out/fuzz/corpus
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.coverage_guided out/fuzz/corpus -max_total_time=$(SECONDS_OF_FUZZING) \
+	  -max_len=20000 -timeout=60 -rss_limit_mb=2500 -artifact_prefix=out/fuzz/
 
 clean:
 	rm -rf out build .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
