@@ -62,7 +62,7 @@ def page(comparison: Comparison) -> str:
 
 def _context(comparison: Comparison) -> dict[str, Any]:
     quality = quality_axis(comparison)
-    charts = [draw_chart(comparison, cost, quality) for cost in cost_axes(comparison)]
+    charts = [chart for cost in cost_axes(comparison) if (chart := draw_chart(comparison, cost, quality))]
     return {
         "comparison": comparison,
         "quality": quality,

@@ -78,10 +78,15 @@ class Chart:
     """Ticks: place and text."""
 
 
-def draw_chart(comparison: Comparison, cost: Axis, quality: Axis) -> Chart:
-    """The chart of all settings that have both measures; its scale of quality is the same whatever the cost."""
+def draw_chart(comparison: Comparison, cost: Axis, quality: Axis) -> Chart | None:
+    """The chart of all settings that have both measures, None where no setting has.
+
+    The scale of quality is the same whatever the cost.
+    """
     results = comparison.results
     found = points(results, cost, quality)
+    if not any(found):
+        return None
     best = front(found)
     x = _scale_of([point[0] for point in found if point], LEFT, RIGHT, floor=0.0)
     y = quality_scale([one for result in results if (one := quality.measure(result))])

@@ -21,10 +21,17 @@ class Axis:
 
 
 def quality_axis(comparison: Comparison) -> Axis:
-    """Accuracy in percent where dense has one, else fidelity to dense in percent."""
-    if comparison.results[0].accuracy is not None:
+    """Accuracy in percent where dense has one, else fidelity to dense in percent, which is dense's own in full."""
+    dense = comparison.results[0]
+    if dense.accuracy is not None:
         return Axis("accuracy", "Accuracy", "%", lambda result: percent(result.accuracy))
-    return Axis("fidelity", "Fidelity to dense", "%", lambda result: percent(result.fidelity))
+    own = Interval(1.0, 1.0, 1.0)
+    return Axis(
+        "fidelity",
+        "Fidelity to dense",
+        "%",
+        lambda result: percent(own if result is dense and result.fidelity is None else result.fidelity),
+    )
 
 
 def cost_axes(comparison: Comparison) -> list[Axis]:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.comparison import Flow, Interval
-from pipeline.report_chart import BOTTOM, TOP, Scale, _box, _overlap, draw_chart, quality_scale, short, ticks
-from pipeline.report_front import cost_axes, front, quality_axis
+from pipeline.comparison import Comparison, Flow, Interval
+from pipeline.report_chart import BOTTOM, TOP, Chart, Scale, _box, _overlap, draw_chart, quality_scale, short, ticks
+from pipeline.report_front import Axis, cost_axes, front, quality_axis
 from pipeline.report_overlay import arrows_path, dropped_path, strongest
 from tests.pipeline.comparisons import GRID, comparison, flow, many, result
 
 NUMBERS = st.integers(0, 5).map(float)
+
+
+def drawn(measured: Comparison, cost: Axis) -> Chart:
+    chart = draw_chart(measured, cost, quality_axis(measured))
+    assert chart is not None
+    return chart
 
 
 @given(st.lists(st.one_of(st.none(), st.tuples(NUMBERS, NUMBERS)), max_size=12))
@@ -45,6 +52,17 @@ def test_ticks_are_few_round_and_inside(low: float, width: float) -> None:
     assert places == sorted(places)
 
 
+def test_what_was_not_measured_is_not_drawn() -> None:
+    nothing: dict[str, Any] = {"accuracy": None, "fidelity": None}
+    stopped: dict[str, Any] = {"images_per_second": Interval(0.0, 0.0, 0.0)}
+    others = (result("random:9", accuracy=None), result("tome:9", **stopped))
+    measured = comparison(result("dense", share=1.0, **nothing), *others)
+    shown = [[mark.setting for mark in drawn(measured, cost).marks] for cost in cost_axes(measured)]
+    assert shown == [["dense", "random:9"], ["dense", "random:9", "tome:9"], ["dense", "random:9"]]
+    still = comparison(result("dense", **stopped))
+    assert draw_chart(still, cost_axes(still)[0], quality_axis(still)) is None
+
+
 def test_an_outlier_does_not_flatten_the_chart() -> None:
     values = [0.95, 0.94, 0.93, 0.92, 0.91, 0.1]
     scale = quality_scale([Interval(v, v - 0.01, v + 0.01) for v in values])
@@ -52,7 +70,7 @@ def test_an_outlier_does_not_flatten_the_chart() -> None:
     assert scale.at(0.1) == BOTTOM
     assert scale.high > 0.96
     measured = comparison(*(result(f"random:{i + 1}", v, 0.5 + i / 20) for i, v in enumerate(values)))
-    marks = draw_chart(measured, cost_axes(measured)[0], quality_axis(measured)).marks
+    marks = drawn(measured, cost_axes(measured)[0]).marks
     assert [mark.below for mark in marks] == [False] * 5 + [True]
 
 
@@ -60,7 +78,7 @@ def test_labels_collide_with_nothing() -> None:
     for count in (3, 12, 50):
         measured = many(count, 0)
         for cost in cost_axes(measured):
-            marks = draw_chart(measured, cost, quality_axis(measured)).marks
+            marks = drawn(measured, cost).marks
             boxes = [_box(mark.label) for mark in marks if mark.label]
             assert len(boxes) >= min(3, count)
             for place, box in enumerate(boxes):
