@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from pipeline.errors import UserError
@@ -79,6 +79,8 @@ def _to_convert(name: str, dtype: torch.dtype) -> dict[str, Any] | None:
             file: Any = safe_open(path, framework="pt", backend="pread")
         except TypeError:  # safetensors before 0.8 can only map
             return None
+        except SafetensorError as error:
+            raise ValueError(f"{path.name} is no safetensors file, or a damaged one ({error})") from None
         weights |= {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118, it is no dict
     same = all(weight.get_dtype() == SAFETENSORS_NAMES.get(dtype) for weight in weights.values())
     return None if same else weights

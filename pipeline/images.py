@@ -93,7 +93,7 @@ class ImageTransform:
         from transformers import AutoImageProcessor
 
         try:
-            processor = AutoImageProcessor.from_pretrained(folder)
+            processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"no image processor can be read from {folder}: {first_line}") from None
