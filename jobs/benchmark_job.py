@@ -76,12 +76,12 @@ def write_shard(path: Path, images: int, side: int) -> ShardRef:
     return ShardRef(path.name, str(path), path.stat().st_size, "benchmark")
 
 
-def prepared(worker: ShardWorker, ref: ShardRef) -> tuple[list[list[Picture]], float]:
-    """Return the shard's batches, and the seconds that reading, decoding and tokenising took without a model."""
+def prepared(worker: ShardWorker, ref: ShardRef) -> tuple[list[list[list[Picture]]], float]:
+    """Return the shard's batches by window, and the seconds that reading, decoding and tokenising took alone."""
     began = time.perf_counter()
     windows = [window.pictures for window in worker.preparation.windows(ref)]
     seconds = time.perf_counter() - began
-    return [batch for window in windows for batch in plan_batches(window, worker.replica.batch_size)], seconds
+    return [list(plan_batches(window, worker.replica.batch_size)) for window in windows], seconds
 
 
 def resident_megabytes() -> float:
@@ -101,8 +101,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )
     worker = ShardWorker(settings, str(folder / "out"))
     ref = write_shard(folder / "00000.tar", args.images, args.side)
-    batches, _ = prepared(worker, ref)
-    worker.replica.answer(batches[0])
+    windows, _ = prepared(worker, ref)
+    worker.replica.answer(windows[0][0])
     alone: list[float] = []
     whole: list[float] = []
     paths: list[float] = []
@@ -110,8 +110,9 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for repeat in range(args.repeats):
         paths.append(prepared(worker, ref)[1])
         began = time.perf_counter()
-        for batch in batches:
-            worker.replica.answer(batch)
+        for batches in windows:
+            for _ in worker.replica.answer_together(batches):
+                pass
         alone.append(time.perf_counter() - began)
         began = time.perf_counter()
         worker.work(ref)

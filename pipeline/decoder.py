@@ -54,10 +54,9 @@ class Decoder:
         self.first_joint = next((i for i, n in enumerate(plan.decoder_drops) if n), len(plan.decoder_drops))
         self.packed = reduction.positions == "packed"
 
-    def cache_shape(self, prompts: Prompts, new_tokens: int) -> tuple[int, tuple[int, ...], int]:
-        """Rows, base and room (`KVCache`) of the cache that answers of `new_tokens` tokens need."""
-        rows, longest = prompts.suffix.shape
-        return rows, tuple(len(prompts.prefix) + n for n in self.plan.decoder_visual_lengths), longest + new_tokens
+    def base(self, prefix: int) -> tuple[int, ...]:
+        """Per layer, the cache's entries that all rows have (`KVCache`), behind `prefix` tokens before the image."""
+        return tuple(prefix + n for n in self.plan.decoder_visual_lengths)
 
     def new_cache(self, rows: int, base: tuple[int, ...], room: int) -> KVCache:
         weight = self.head.weight

@@ -7,7 +7,7 @@ once however many questions it has; answers are decoded together, and rows that 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from pipeline.decoder import Decoder, Prompts, pad_suffixes
-from pipeline.generation import Generation, GenerationSettings, Sampler
+from pipeline.decoding import Decoding
+from pipeline.generation import Generation, GenerationSettings
 from pipeline.step_graphs import StepGraphs
 from pipeline.steps import EagerSteps
 from reduction.schedule import Plan, plan
@@ -40,6 +41,15 @@ class Request:
     """Token ids after the image."""
     name: str = ""
     """Tells this question from others: what it samples depends on it, not on its batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Questions that are prefilled together."""
+
+    images: Callable[[], Tensor]
+    """Gives the uint8 pictures (i, side, side, 3) once they are needed."""
+    requests: Sequence[Request]
 
 
 class Stopwatch:
@@ -86,6 +96,8 @@ class Engine:
         self.stopwatch = Stopwatch(self.device)
         self.graphs = self.device.type == "cuda" if graphs is None else graphs
         self._recorded: StepGraphs | None = None
+        self.streams = True
+        """Whether `stream` has fitted so far."""
         self.rows_limit: int | None = None
         """Most questions that fit at once, known after running out of memory."""
 
@@ -127,21 +139,61 @@ class Engine:
             answers += self.answer(images[used], prefix, moved)
         return answers
 
-    @torch.inference_mode()
     def _answer(self, images: Tensor, prefix: Sequence[int], requests: Sequence[Request]) -> list[Generation]:
-        visual, kept = self.encode(images)
+        return next(generations for _, generations in self._stream(prefix, [Batch(lambda: images, requests)]))
+
+    def stream(self, prefix: Sequence[int], batches: Sequence[Batch]) -> Iterator[tuple[int, list[Generation]]]:
+        """Answer batches; yields the index of one and its answers as they are complete.
+
+        A batch is begun as soon as half a batch is left of those before it, so that decoding seldom runs for a few
+        long answers alone. It needs half as much memory again for keys and values as `answer` does.
+        Raises torch.OutOfMemoryError, and is not to be tried again (`streams`), where that is too much.
+        """
+        try:
+            yield from self._stream(prefix, batches)
+        except torch.OutOfMemoryError:
+            self.streams, self._recorded = False, None
+            raise
+
+    def _stream(self, prefix: Sequence[int], batches: Sequence[Batch]) -> Iterator[tuple[int, list[Generation]]]:
+        sizes = [len(batch.requests) for batch in batches]
+        rows, half = min(sum(sizes), max(sizes) + max(sizes) // 2), max(sizes) // 2
+        room = max(len(r.suffix) for batch in batches for r in batch.requests) + self.settings.max_new_tokens
+        decoding = Decoding(self._steps(rows, self.decoder.base(len(prefix)), room), self.settings, self.stop)
+        places = [(number, row) for number, size in enumerate(sizes) for row in range(size)]
+        answers: dict[int, dict[int, Generation]] = {number: {} for number in range(len(batches))}
+        entered = 0
+        while entered < len(batches) or len(decoding):
+            while entered < len(batches) and len(decoding) <= half and len(decoding) + sizes[entered] <= rows:
+                self._enter(decoding, prefix, batches[entered], sum(sizes[:entered]))
+                entered += 1
+            for tag, generation in self._advance(decoding, half if entered < len(batches) else len(decoding) // 2):
+                number, row = places[tag]
+                answers[number][row] = generation
+                if len(answers[number]) == sizes[number]:
+                    yield number, [answers[number][row] for row in range(sizes[number])]
+
+    @torch.inference_mode()
+    def _enter(self, decoding: Decoding, prefix: Sequence[int], batch: Batch, first_tag: int) -> None:
+        requests = batch.requests
+        visual, kept = self.encode(batch.images())
         with self.stopwatch.stage("prefill"):
             suffix, lengths = pad_suffixes([request.suffix for request in requests], self.device)
             image = torch.tensor([request.image for request in requests], device=self.device)
             ids = torch.tensor(list(prefix), device=self.device, dtype=torch.long)
             prompts = Prompts(ids, visual, kept, suffix, lengths, image)
-            steps = self._steps(*self.decoder.cache_shape(prompts, self.settings.max_new_tokens))
-            logits = self.decoder.prefill(prompts, steps.cache)
-            sampler = Sampler(self.settings, [request.name for request in requests], self.device)
-            first = sampler.choose(logits)
+            logits = self.decoder.prefill(prompts, decoding.places(len(requests)))
+            tags = range(first_tag, first_tag + len(requests))
+            decoding.join(tags, [len(r.suffix) for r in requests], [r.name for r in requests], logits)
+
+    @torch.inference_mode()
+    def _advance(self, decoding: Decoding, most_left: int) -> list[tuple[int, Generation]]:
+        """One step for the rows that are not done, and the answers of those that leave."""
         with self.stopwatch.stage("decode"):
-            even = len({len(request.suffix) for request in requests}) == 1
-            return self._decode(first, lengths, suffix.shape[1], steps, sampler, even)
+            finished = decoding.finished(most_left)
+            if len(decoding):
+                decoding.advance()
+            return finished
 
     def _steps(self, rows: int, base: tuple[int, ...], room: int) -> EagerSteps | StepGraphs:
         if not self.graphs:
@@ -150,52 +202,3 @@ class Engine:
             self._recorded = None  # first, so that both caches are never held at once
             self._recorded = StepGraphs(self.decoder, rows, base, room)
         return self._recorded
-
-    def _decode(
-        self,
-        first: tuple[Tensor, Tensor],
-        lengths: Int[Tensor, " q"],
-        longest: int,
-        steps: EagerSteps | StepGraphs,
-        sampler: Sampler,
-        even: bool,
-    ) -> list[Generation]:
-        """Decode until every row has stopped; rows that have are taken out once they are half of the batch."""
-        rows, most = len(lengths), self.settings.max_new_tokens
-        tokens = torch.full((rows, most), -1, device=self.device)
-        logprobs = torch.zeros(rows, most, device=self.device)
-        alive = torch.arange(rows, device=self.device)
-        chosen, logprob = first
-        done = torch.zeros(rows, dtype=torch.bool, device=self.device)
-        for count in range(most):
-            tokens[alive, count] = torch.where(done, -1, chosen)
-            logprobs[alive, count] = torch.where(done, 0.0, logprob)
-            done = done | torch.isin(chosen, self.stop)
-            if count + 1 == most:
-                break
-            if self._looks(count):
-                left = torch.nonzero(~done).flatten()
-                if len(left) == 0:
-                    break
-                if len(left) <= len(done) // 2:
-                    steps.keep_rows(left)
-                    sampler.keep_rows(left.tolist())
-                    alive, lengths, chosen, done = alive[left], lengths[left], chosen[left], done[left]
-            logits = steps.step(chosen, lengths + count, longest + count + 1, even)
-            chosen, logprob = sampler.choose(logits)
-        return self._collect(tokens, logprobs)
-
-    def _looks(self, count: int) -> bool:
-        """Whether to look which rows are done: on an accelerator that waits for it, so only now and then."""
-        return self.device.type == "cpu" or count % 8 == 7
-
-    def _collect(self, tokens: Tensor, logprobs: Tensor) -> list[Generation]:
-        stop = set(self.stop.tolist())
-        generations = []
-        for row, scores in zip(tokens.tolist(), logprobs.tolist(), strict=True):
-            count = row.index(-1) if -1 in row else len(row)
-            stopped = row[count - 1] in stop
-            answer = tuple(row[: count - 1] if stopped else row[:count])
-            mean = sum(scores[:count]) / count
-            generations.append(Generation(answer, "stop" if stopped else "length", mean, count))
-        return generations

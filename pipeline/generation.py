@@ -57,6 +57,10 @@ class Sampler:
         logprob = scores.gather(1, chosen.unsqueeze(1)).squeeze(1) - scores.logsumexp(-1)
         return chosen, logprob
 
+    def join(self, other: Sampler) -> None:
+        """Take in the other's rows, behind one's own."""
+        self.generators += other.generators
+
     def keep_rows(self, rows: list[int]) -> None:
         """Drop all other rows."""
         if self.generators:

@@ -6,15 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.batching import Picture
 from pipeline.device_errors import breaks_device
-from pipeline.records import Answer, Rejection
-from pipeline.replica import rejection
+from pipeline.replica import Row, rejection
 from reduction.flops import Flops
 
 MOST_IN_A_ROW = 32
 """Questions that may fail one after the other: beyond, the cause is not in the questions."""
 LONGEST_REASON = 300
-
-Row = tuple[tuple[int, int], Answer | Rejection, Flops]
 
 
 class ModelFailing(RuntimeError):
@@ -26,13 +23,36 @@ class Isolation:
 
     Args:
         answer: answers a batch, with one row per question.
+        together: answers batches, faster than one by one; yields indices of them with their rows, perhaps not of all.
     """
 
-    def __init__(self, answer: Callable[[Sequence[Picture]], list[Row]]) -> None:
-        self._answer = answer
+    def __init__(
+        self,
+        answer: Callable[[Sequence[Picture]], list[Row]],
+        together: Callable[[Sequence[Sequence[Picture]]], Iterator[tuple[int, list[Row]]]] | None = None,
+    ) -> None:
+        self._answer, self._together = answer, together
         self._worked = False
         self._failed = 0
         self._last = ""
+
+    def all_rows(self, batches: Sequence[Sequence[Picture]]) -> Iterator[Row]:
+        """One row per question of some batches: together where that goes well, else batch by batch.
+
+        Raises as `rows` does.
+        """
+        left = dict(enumerate(batches))
+        if self._together is not None and len(batches) > 1:
+            try:
+                for index, rows in self._together(batches):
+                    del left[index]
+                    self._worked, self._failed = True, 0
+                    yield from rows
+            except Exception as error:
+                if breaks_device(error):
+                    raise
+        for batch in left.values():
+            yield from self.rows(batch)
 
     def rows(self, batch: Sequence[Picture]) -> Iterator[Row]:
         """One row per question of a batch.

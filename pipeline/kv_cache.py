@@ -63,19 +63,14 @@ class KVCache:
         column = torch.arange(max(self.base) + longest, device=own.device)
         return {n: (column[: n + longest] < (own + n).unsqueeze(1))[:, None, None] for n in set(self.base)}
 
-    def first(self, rows: int) -> KVCache:
-        """The first rows, on the same memory."""
+    def part(self, start: int, rows: int) -> KVCache:
+        """Some of the rows, on the same memory."""
         part = copy(self)
-        part.keys = [keys[:rows] for keys in self.keys]
-        part.values = [values[:rows] for values in self.values]
+        part.keys = [keys[start : start + rows] for keys in self.keys]
+        part.values = [values[start : start + rows] for values in self.values]
         return part
 
     def move_up(self, rows: Int[Tensor, " r"]) -> None:
         """Make these the first rows, in the same memory."""
         for entries in (*self.keys, *self.values):
             entries[: len(rows)] = entries.index_select(0, rows)
-
-    def keep_rows(self, rows: Int[Tensor, " r"]) -> None:
-        """Drop all other rows."""
-        self.keys = [keys.index_select(0, rows) for keys in self.keys]
-        self.values = [values.index_select(0, rows) for values in self.values]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from pipeline.batching import Asked, Picture
 from pipeline.checkpoint import Checkpoint, load_checkpoint
-from pipeline.engine import Engine, OutOfDeviceMemoryError, Request
+from pipeline.engine import Batch, Engine, OutOfDeviceMemoryError, Request
 from pipeline.generation import Generation, GenerationSettings
 from pipeline.images import Aspect, ImageTransform
 from pipeline.prompts import PromptFormat
@@ -38,6 +39,10 @@ class ReplicaSettings:
     system_prompt: str | None = None
     metric: str = "none"
     generation: GenerationSettings = field(default_factory=GenerationSettings)
+
+
+Row = tuple[tuple[int, int], Answer | Rejection, Flops]
+"""A question's place in its shard, what became of it, and what that cost."""
 
 
 class Replica:
@@ -82,20 +87,32 @@ class Replica:
             "parameters": sum(p.numel() for p in engine.model.parameters()),
         }
 
-    def answer(self, batch: Sequence[Picture]) -> list[tuple[tuple[int, int], Answer | Rejection, Flops]]:
+    def answer(self, batch: Sequence[Picture]) -> list[Row]:
         """Answer a batch; a question that does not fit the device's memory even alone is rejected."""
-        images = torch.from_numpy(np.stack([picture.pixels for picture in batch]))
-        asked = [(index, one) for index, picture in enumerate(batch) for one in picture.asked]
-        requests = [Request(index, one.prompt.suffix_ids, _name(one)) for index, one in asked]
+        asked, requests = _asked(batch)
         try:
-            generations = self.engine.answer(images, self.prefix, requests)
+            generations = self.engine.answer(_pixels(batch), self.prefix, requests)
         except OutOfDeviceMemoryError as error:
             if len(asked) == 1:
                 return [(asked[0][1].order, rejection(asked[0][1], "model", str(error)), Flops())]
             return [row for index, one in asked for row in self.answer([Picture(batch[index].pixels, [one])])]
+        return self._rows(batch, generations)
+
+    def answer_together(self, batches: Sequence[Sequence[Picture]]) -> Iterator[tuple[int, list[Row]]]:
+        """Answer batches, each begun where answers of those before it have ended; yields a batch's index and rows.
+
+        Whatever the engine raises comes through; the batches that have not been yielded are then to be answered alone.
+        """
+        if not self.engine.streams:
+            return
+        planned = [Batch(partial(_pixels, batch), _asked(batch)[1]) for batch in batches]
+        for index, generations in self.engine.stream(self.prefix, planned):
+            yield index, self._rows(batches[index], generations)
+
+    def _rows(self, batch: Sequence[Picture], generations: Sequence[Generation]) -> list[Row]:
         shared = any(len(picture.asked) > 1 for picture in batch)
-        rows: list[tuple[tuple[int, int], Answer | Rejection, Flops]] = []
-        for (index, one), generation in zip(asked, generations, strict=True):
+        rows: list[Row] = []
+        for (index, one), generation in zip(_asked(batch)[0], generations, strict=True):
             flops = self._flops(one, generation, len(batch[index].asked), shared)
             rows.append((one.order, self._row(one, generation, flops), flops))
         return rows
@@ -148,6 +165,16 @@ class Replica:
         new = self.settings.generation.max_new_tokens
         row = kv_bytes(self.engine.shape, self.engine.plan, 256, new, self.engine.dtype.itemsize)
         return max(1, min(most, int(SHARE_FOR_CACHE * free / row)))
+
+
+def _asked(batch: Sequence[Picture]) -> tuple[list[tuple[int, Asked]], list[Request]]:
+    """A batch's questions, each with its picture's index, and what the engine is asked."""
+    asked = [(index, one) for index, picture in enumerate(batch) for one in picture.asked]
+    return asked, [Request(index, one.prompt.suffix_ids, _name(one)) for index, one in asked]
+
+
+def _pixels(batch: Sequence[Picture]) -> torch.Tensor:
+    return torch.from_numpy(np.stack([picture.pixels for picture in batch]))
 
 
 def rejection(one: Asked, stage: str, reason: str) -> Rejection:

@@ -47,7 +47,7 @@ class ShardWorker:
             window=min(MOST_PICTURES, WINDOW_BATCHES * self.replica.batch_size),
             threads=image_threads or max(2, (os.cpu_count() or 2) // 2),
         )
-        self.isolation = Isolation(self.replica.answer)
+        self.isolation = Isolation(self.replica.answer, self.replica.answer_together)
         self._answered = 0
 
     def describe(self) -> dict[str, Any]:
@@ -103,12 +103,12 @@ class ShardWorker:
         report: ShardReport,
     ) -> None:
         rejections += window.rejections
-        for batch in plan_batches(window.pictures, self.replica.batch_size):
-            for place, row, flops in self.isolation.rows(batch):
-                if isinstance(row, Answer):
-                    answers[place] = row
-                else:
-                    rejections.append((place, row))
-                for part in FLOP_PARTS:
-                    report.flops[part] += getattr(flops, part)
-                self._answered += 1
+        batches = list(plan_batches(window.pictures, self.replica.batch_size))
+        for place, row, flops in self.isolation.all_rows(batches):
+            if isinstance(row, Answer):
+                answers[place] = row
+            else:
+                rejections.append((place, row))
+            for part in FLOP_PARTS:
+                report.flops[part] += getattr(flops, part)
+            self._answered += 1

@@ -34,7 +34,7 @@ class StepGraphs:
     def __init__(self, decoder: Decoder, rows: int, base: tuple[int, ...], room: int) -> None:
         self._decoder = decoder
         self._whole = decoder.new_cache(_power_of_two(rows), base, _stretched(room))
-        self.cache = self._whole.first(rows)
+        self.cache = self._whole.part(0, rows)
         """The present batch's rows."""
         self._recorded: dict[tuple[int, int], _Recorded] = {}
 
@@ -43,7 +43,7 @@ class StepGraphs:
         whole = self._whole
         fits = rows <= whole.rows and room <= whole.room and base == whole.base
         if fits:
-            self.cache = whole.first(rows)
+            self.cache = whole.part(0, rows)
         return fits
 
     def step(self, tokens: Int[Tensor, " q"], own: Int[Tensor, " q"], longest: int, even: bool) -> Float[Tensor, "q v"]:
@@ -65,7 +65,7 @@ class StepGraphs:
         # The rows' own values: recording then writes the entries that replaying will write again.
         inputs[0][: len(tokens)].copy_(tokens)
         inputs[1][: len(own)].copy_(own)
-        cache = self._whole.first(rows)
+        cache = self._whole.part(0, rows)
 
         def run() -> Tensor:
             return self._decoder.step(*inputs, longest, cache)

@@ -6,12 +6,24 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 CHECKED = (
-    *("attention", "block", "compress", "correlate", "diversity", "filter", "grid", "language", "layout", "matching"),
+    *(
+        "attention",
+        "block",
+        "compress",
+        "correlate",
+        "diversity",
+        "feed_forward",
+        "filter",
+        "grid",
+        "language",
+        "layout",
+        "matching",
+    ),
     *("patches", "pivots", "prumerge", "selection", "stages", "views", "vision"),
 )
 """The modules of `reduction` that take tensors; the others check their values themselves, with better sentences."""
 
-ENGINE = ("decoder", "engine", "generation", "kv_cache")
+ENGINE = ("decoder", "decoding", "engine", "generation", "kv_cache", "step_graphs", "steps")
 
 HOOK = install_import_hook(
     [*(f"reduction.{name}" for name in CHECKED), *(f"pipeline.{name}" for name in ENGINE)], "beartype.beartype"

@@ -109,7 +109,7 @@ def test_key_value_lengths_are_the_schedules(text: str) -> None:
 
     suffix, lengths = pad_suffixes([[4, 6, 9], [4, 6]], engine.device)
     prompts = Prompts(torch.tensor(PREFIX), visual, kept, suffix, lengths, torch.tensor([0, 1]))
-    cache = engine.decoder.new_cache(*engine.decoder.cache_shape(prompts, 2))
+    cache = engine.decoder.new_cache(2, engine.decoder.base(len(PREFIX)), 5)
     expected = [len(PREFIX) + n + 3 + 2 for n in engine.plan.decoder_visual_lengths]
     assert [keys.shape[2] for keys in cache.keys] == expected
     with torch.inference_mode():
