@@ -53,6 +53,8 @@ class DriverLock:
             holder = self._holder()
             if holder is None:
                 continue
+            if holder.get("owner") == self._owner:
+                break  # it was written, and the storage's answer to that got lost
             if not self._is_dead(holder):
                 raise UserError(self._refusal(holder))
             if self._take_over():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,8 +28,18 @@ def chance(request: pytest.FixtureRequest) -> random.Random:
     return random.Random(f"{SEED} {request.node.nodeid}")
 
 
+def _ray_home() -> Iterator[Path]:
+    """A folder for Ray of a short path, as it holds sockets."""
+    with tempfile.TemporaryDirectory(prefix="rt-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+ray_home = pytest.fixture(_ray_home)
+shared_ray_home = pytest.fixture(scope="module")(_ray_home)
+
+
 @pytest.fixture
-def scene(tmp_path: Path, store_in: Callable[[Path], str]) -> Iterator[Scene]:
-    made = Scene(tmp_path, store_in(tmp_path))
+def scene(tmp_path: Path, ray_home: Path, store_in: Callable[[Path], str]) -> Iterator[Scene]:
+    made = Scene(tmp_path, store_in(tmp_path), ray_home)
     yield made
     made.close()

@@ -40,6 +40,12 @@ def alive(pid: int) -> bool:
     return False
 
 
+def in_session(pid: int, session: int) -> bool:
+    with suppress(ProcessLookupError):
+        return os.getsid(pid) == session
+    return False
+
+
 def kill(*pids: int) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.fleet import ray_cluster
 from pipeline.job import JobParts, run
 from pipeline.places import inside_ray_job, located
-from pipeline.records import ShardRef, ShardReport
+from pipeline.records import ShardRef, ShardReport, SliceReport
 from pipeline.run_folder import RunFolder
 from tests.pipeline.echo_job import EchoWorker, echo_parts
 
@@ -32,7 +32,7 @@ class LoggedEcho(EchoWorker):
         super().__init__(**arguments)
         self.log = Path(log)
 
-    def work(self, ref: ShardRef) -> ShardReport:
+    def work(self, ref: ShardRef) -> ShardReport | SliceReport:
         with self.log.open("a") as log:
             log.write(f"{ref.name} {os.getpid()} {os.getppid()}\n")
         return super().work(ref)

@@ -44,8 +44,9 @@ class Run:
         """Waits until the driver says so on stderr."""
 
         def look() -> re.Match[str] | None:
+            ended = self.process.poll() is not None
             found = re.search(pattern, self.err.read_text())
-            assert found or self.process.poll() is None, f"ended without saying {pattern!r}:\n{self.err.read_text()}"
+            assert found or not ended, f"ended without saying {pattern!r}:\n{self.err.read_text()}"
             return found
 
         found: re.Match[str] = until(look, f"{pattern!r} in {self.err}")
@@ -71,12 +72,17 @@ class Run:
 
 
 class Scene:
-    """Folder with a corpus; `quiet/` is the output of an undisturbed run, `out/` that of disturbed ones."""
+    """Folder with a corpus; `quiet/` is the output of an undisturbed run, `out/` that of disturbed ones.
 
-    def __init__(self, folder: Path, store: str, shards: int = 24, samples: int = 3) -> None:
+    Args:
+        store: MLflow's, by its URI.
+        home: Ray's folder, of a short path as it holds sockets.
+    """
+
+    def __init__(self, folder: Path, store: str, home: Path, shards: int = 24, samples: int = 3) -> None:
         self.folder, self.store, self.runs = folder, store, list[Run]()
         self.corpus, self.output, self.log = folder / "corpus", folder / "out", folder / "log"
-        self.questions = shards * samples
+        self.home, self.questions = home, shards * samples
         self.corpus.mkdir()
         data = tar_bytes(numbered(samples))
         for number in range(shards):
@@ -91,17 +97,28 @@ class Scene:
         """The output of an undisturbed run, of one process and without Ray."""
         output = self.folder / "quiet"
         if not output.exists():
-            words = self.options(output)
-            assert run(located(parse_command(words), inside_job=False), echo_parts()).exit_code == 0
+            self.run_here(output)
         return output
+
+    def run_here(self, output: Path | None = None, *more: str) -> None:
+        """A whole run in this process."""
+        words = [*self.options(output), *more]
+        assert run(located(parse_command(words), inside_job=False), echo_parts()).exit_code == 0
 
     def start(self, *more: str, nap: float = 0.3, **environment: str) -> Run:
         """The job on a Ray of its own, with three replicas that repeat the question."""
         words = [sys.executable, "-m", "tests.torture.ray_echo", str(self.log), str(nap), *self.options()]
         return self.launch([*words, "--replicas", "3", "--cpus-per-replica", "0.5", *more], environment)
 
+    def start_threads(self, *more: str, nap: float = 0.3, **environment: str) -> Run:
+        """The job in one process without Ray, where Ray adds nothing."""
+        words = [sys.executable, "-m", "tests.pipeline.echo_job", str(nap), *self.options()]
+        return self.launch([*words, *more], environment)
+
     def launch(self, words: Sequence[str], environment: Mapping[str, str]) -> Run:
         kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        # Ray notes there which cluster was started last; another's must not be joined.
+        kept["RAY_TMPDIR"] = str(self.home)
         started = Run(words, self.folder, len(self.runs), {**kept, "PYTHONPATH": str(ROOT), **environment})
         self.runs.append(started)
         return started
@@ -124,6 +141,13 @@ class Scene:
         rows = [line.split() for line in self.log.read_text().splitlines()]
         return {int(pid): int(raylet) for _, pid, raylet in rows if alive(int(pid))}
 
+    def recent_workers(self) -> list[int]:
+        """Replicas alive that took up one of the last shards; reads the log's end alone."""
+        with self.log.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 2000))
+            rows = [line.split() for line in log.read().decode().splitlines()[1:]]
+        return sorted({int(row[1]) for row in rows if len(row) == 3 and alive(int(row[1]))})
+
     def check(self) -> None:
         """All is as an undisturbed run leaves it, to the byte."""
         check_output(self.output, self.quiet(), self.corpus, self.questions)
@@ -134,7 +158,7 @@ class Scene:
             one.process.wait(PATIENCE)
 
 
-def check_output(output: Path, quiet: Path, corpus: Path, questions: int) -> None:
+def check_output(output: Path, quiet: Path, corpus: Path | str, questions: int) -> None:
     """Every question is there once, the parts are those of the output `quiet`, and `verify_output` has no objection."""
     tables = [pq.read_table(path).to_pylist() for path in sorted((output / "data").glob("*.parquet"))]
     identities = Counter((row["shard"], row["key"], row["question_index"]) for table in tables for row in table)

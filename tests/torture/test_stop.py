@@ -1,0 +1,75 @@
+"""Ctrl-C, SIGTERM and `ray job stop` on a real Ray: no more leases, a sentence on how to go on, and nothing lost."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+
+from jobs.demo import EXCLUDED, local_ray
+from tests.torture.processes import PATIENCE, until
+from tests.torture.scene import ROOT, Scene
+
+pytestmark = pytest.mark.torture
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_on_ray_in_order(scene: Scene, number: signal.Signals, code: int) -> None:
+    run = scene.start(nap=0.5)
+    scene.reported(2)
+    run.process.send_signal(number)
+    said = run.ends(code)
+    assert f"stopped by {number.name}" in said
+    assert "run the same command again to continue" in said
+    assert run.summary["complete"] is False
+    run.gone()
+    assert 2 <= scene.reports() < 24
+    assert not (scene.output / "driver.lock").exists()
+    scene.start(nap=0.0).ends(0)
+    scene.check()
+
+
+def test_two_interrupts_end_a_run_at_once(scene: Scene) -> None:
+    run = scene.start("--stop-grace", "600", "--lease-timeout", "1200", nap=300)
+    until(scene.workers, "a shard taken up")
+
+    def ended() -> bool:
+        run.process.send_signal(signal.SIGINT)
+        return run.process.poll() is not None
+
+    until(ended, "its end")
+    assert "run the same command again to continue" in run.ends(130)
+    run.gone()
+    scene.start(nap=0.0).ends(0)
+    scene.check()
+
+
+def ray(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    command: Sequence[str] = [sys.executable, "-m", "ray.scripts.scripts", *words]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=PATIENCE, check=False
+    )
+
+
+def test_a_submitted_job_that_is_stopped_is_continued_by_submitting_it_again(scene: Scene) -> None:
+    work = [sys.executable, "-m", "tests.torture.ray_echo", str(scene.log)]
+    more = [*scene.options(), "--replicas", "2", "--cpus-per-replica", "0.5"]
+    excluded = json.dumps({"excludes": [name for name in EXCLUDED if name != "tests"]})
+    submit = ["job", "submit", "--working-dir", ".", "--runtime-env-json", excluded]
+    with local_ray(scene.folder / "ray") as environment:
+        begun = ray(environment, *submit, "--submission-id", "one", "--no-wait", "--", *work, "1", *more)
+        assert begun.returncode == 0, begun.stdout + begun.stderr
+        until(lambda: scene.reports() >= 2, "two reports")
+        stopped = ray(environment, "job", "stop", "one")
+        assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+        logs = ray(environment, "job", "logs", "one").stdout
+        assert "stopped by SIGTERM" in logs
+        assert "run the same command again to continue" in logs
+        assert scene.reports() < 24
+        again = ray(environment, *submit, "--submission-id", "two", "--", *work, "0", *more)
+        assert again.returncode == 0, again.stdout + again.stderr
+    scene.check()
