@@ -224,6 +224,17 @@ def test_a_driver_whose_lock_was_taken_over_learns_of_it_and_leaves_it_alone(out
     assert json.loads(output.read(LOCK_PATH))["host"] == "far"
 
 
+def test_a_lock_that_was_written_though_the_storage_said_no_is_held(
+    output: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A PUT that is repeated because its answer got lost finds its own file there."""
+    put = output.put_new
+    monkeypatch.setattr(output, "put_new", lambda path, data: put(path, data) and False)
+    with DriverLock(output):
+        assert json.loads(output.read(LOCK_PATH))["pid"] == os.getpid()
+    assert not output.exists(LOCK_PATH)
+
+
 def test_the_heartbeat_beats(output: Output) -> None:
     with DriverLock(output, ttl=0.2):
         first = json.loads(output.read(LOCK_PATH))["beat"]

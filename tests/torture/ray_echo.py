@@ -1,13 +1,15 @@
 """The whole job on a real Ray with a model that repeats the question, as a program to be killed.
 
 `python -m tests.torture.ray_echo LOG SECONDS [options of caption_corpus]`: a shard taken up is a line in the file LOG
-(shard, process, its raylet's process), and SECONDS are slept in it.
+(shard, process, its raylet's process), and SECONDS are slept in it. `TORTURE_BROKEN` in the environment is why no
+replica can start; SIGKILL kills it then.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +31,10 @@ class LoggedEcho(EchoWorker):
     """Writes down which process took up which shard."""
 
     def __init__(self, log: str, **arguments: Any) -> None:
+        if broken := os.environ.get("TORTURE_BROKEN"):
+            if broken == "SIGKILL":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError(broken)
         super().__init__(**arguments)
         self.log = Path(log)
 
