@@ -16,8 +16,9 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline.command_line import parse_command
+from pipeline.config import RunConfig
 from pipeline.errors import UserError
-from pipeline.job import real_parts, run
+from pipeline.job import JobResult, real_parts, run
 from pipeline.places import inside_ray_job, located
 from reduction.errors import ReductionError
 
@@ -25,12 +26,20 @@ from reduction.errors import ReductionError
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = located(parse_command(arguments), inside_ray_job())
-        result = run(config, real_parts())
+        result = _run(config)
     except (UserError, ReductionError) as error:
         print(f"caption_corpus: {error}", file=sys.stderr)
         return 2
     print(json.dumps(result.summary), flush=True)
     return result.exit_code
+
+
+def _run(config: RunConfig) -> JobResult:
+    if not config.is_auto:
+        return run(config, real_parts())
+    from pipeline.auto_reduction import run_auto  # brings the comparison, which a plain run does not need
+
+    return run_auto(config, real_parts())
 
 
 if __name__ == "__main__":

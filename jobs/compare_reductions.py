@@ -16,7 +16,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline.command_line import parse_command
+from pipeline.command_line import parse_options
 from pipeline.compare_config import CompareConfig
 from pipeline.errors import UserError
 from pipeline.places import inside_ray_job, located
@@ -27,7 +27,7 @@ ABOUT = "Compare token reductions on a corpus: accuracy, fidelity, time, FLOPs a
 
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
-        config = located(parse_command(arguments, CompareConfig, "compare_reductions", ABOUT), inside_ray_job())
+        config = located(parse_options(arguments, CompareConfig, "compare_reductions", ABOUT), inside_ray_job())
         _ = config.wanted
         # Imported here, so that a wrong command line is answered before torch and Ray are there.
         from pipeline.compare_job import compare_on_ray

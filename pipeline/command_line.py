@@ -39,18 +39,19 @@ class OptionParser(argparse.ArgumentParser):
         return f"unknown option {name}{_suggestion(name, known)}"
 
 
-def parse_command(
-    arguments: Sequence[str] | None = None,
-    kind: type[Config] = RunConfig,  # type: ignore[assignment]
-    program: str = "caption_corpus",
-    about: str = "Annotate a corpus of image shards with LLaVA and token reduction, on Ray.",
-) -> Config:
-    """The configuration of `kind` that a command line asks for; `--help` prints and exits.
+def parse_command(arguments: Sequence[str] | None = None) -> RunConfig:
+    """The configuration that a command line of `caption_corpus` asks for; `--help` prints and exits.
 
     Raises:
         UserError: an unknown option or key (the nearest is named), or a value that cannot be used.
         ReductionError: the reduction is unknown or out of range.
     """
+    about = "Annotate a corpus of image shards with LLaVA and token reduction, on Ray."
+    return parse_options(arguments, RunConfig, "caption_corpus", about)
+
+
+def parse_options(arguments: Sequence[str] | None, kind: type[Config], program: str, about: str) -> Config:
+    """The configuration of `kind` that a command line of `program` asks for; raises as `parse_command` does."""
     given = vars(_parser(kind, program, about).parse_args(arguments))
     path = given.pop("config", None)
     from_file = read_yaml(Path(path), kind) if path else {}

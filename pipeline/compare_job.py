@@ -50,6 +50,9 @@ class CompareResult:
     """The job's last line on stdout."""
     comparison: Comparison | None = None
     """None where the comparison is not complete."""
+    folder: CompareFolder | None = None
+    refs: tuple[ShardRef, ...] = ()
+    """The samples compared on."""
 
 
 def compare(config: CompareConfig, cluster: CompareCluster) -> CompareResult:
@@ -121,7 +124,8 @@ class _Job:
             table = as_columns(comparison) if comparison else {}
             seconds = 0.5 if ending.exit_code > 128 else CLOSE_SECONDS
             self.tracker.close(ending.tracking_status, table, seconds, "comparison.json")
-        return CompareResult(ending.exit_code, self._summary(comparison, ending), comparison)
+        summary = self._summary(comparison, ending)
+        return CompareResult(ending.exit_code, summary, comparison, self.folder, tuple(self.refs))
 
     def _work(self) -> Ending:
         count = len(self.settings.names)

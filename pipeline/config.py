@@ -15,6 +15,7 @@ from reduction.methods import METHODS
 from reduction.notation import check_keep
 from reduction.settings import Reduction
 
+AUTO = "auto"
 Convert = Callable[[Any], Any]
 _LIMITS = ReadLimits()
 Config = TypeVar("Config", bound="RunConfig")
@@ -100,8 +101,17 @@ class RunConfig:
     input: tuple[str, ...] = option("shards: a path, brace range, glob, folder or URL; may repeat")
     output: str = option("folder or URL that takes the answers; a rerun continues there")
     model: str = option("Hugging Face hub id, or a local folder of that format")
-    reduction: str = option(f"{', '.join(METHODS)}; or in full, such as ficoco-v:64,epsilon=0.99", "dense")
+    reduction: str = option(
+        f"{', '.join(METHODS)}; in full, such as ficoco-v:64,epsilon=0.99; or auto, chosen on a few samples", "dense"
+    )
     keep_tokens: int | str | None = option("visual tokens left: a count (64) or a share (11%%)", None, convert=keep)
+    max_accuracy_drop: float | None = option(
+        "--reduction auto: points of accuracy that may be lost to dense", None, convert=number(0, 100)
+    )
+    min_fidelity: float | None = option(
+        "--reduction auto: least share of answers that must be dense's own, such as 0.95", None, convert=number(0, 1)
+    )
+    auto_samples: int = option("--reduction auto: samples that it is chosen on", 500, convert=count(1))
     split: float | None = option("ficoco-vl: share of the drop done in the encoder", None, convert=number(0, 1))
     prompt: str | None = option("asked of every image that brings no question", None)
     system_prompt: str | None = option(
@@ -156,6 +166,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.input:
             raise UserError("no input: give --input at least once")
+        self._check_auto()
         parsed = self.parsed_reduction
         if self.split is not None and len(parsed.places) < 2:
             raise UserError(
@@ -166,14 +177,32 @@ class RunConfig:
         ReadLimits.from_settings(vars(self))
 
     @property
+    def is_auto(self) -> bool:
+        """Whether the reduction is still to be chosen."""
+        return self.reduction == AUTO
+
+    def _check_auto(self) -> None:
+        bounds = [self.max_accuracy_drop, self.min_fidelity]
+        if not self.is_auto:
+            if bounds != [None, None]:
+                raise UserError("--max-accuracy-drop and --min-fidelity are for --reduction auto: leave them out")
+            return
+        if bounds.count(None) != 1:
+            raise UserError("--reduction auto needs --max-accuracy-drop or --min-fidelity, one of them")
+        if self.keep_tokens is not None or self.split is not None:
+            raise UserError("--reduction auto chooses the tokens to keep: leave --keep-tokens and --split out")
+        if self.max_accuracy_drop is not None and self.metric == "none":
+            raise UserError("--max-accuracy-drop needs --metric, by which answers are scored; or give --min-fidelity")
+
+    @property
     def parsed_reduction(self) -> Reduction:
-        """`reduction`, `keep_tokens` and `split` as one value.
+        """`reduction`, `keep_tokens` and `split` as one value; dense while it is still to be chosen.
 
         Raises:
             ReductionError: unknown or out of range.
             UserError: the number of tokens is given twice, or not at all.
         """
-        text = self.reduction
+        text = "dense" if self.is_auto else self.reduction
         if self.keep_tokens is not None:
             method, comma, rest = text.partition(",")
             if ":" in method:
@@ -209,7 +238,7 @@ def options(kind: type[RunConfig] = RunConfig) -> dict[str, Field[Any]]:
     return {one.name: one for one in fields(kind) if not kind.TAKEN or one.name in kind.TAKEN}
 
 
-def build(given: Mapping[str, Any], kind: type[Config] = RunConfig) -> Config:  # type: ignore[assignment]
+def build(given: Mapping[str, Any], kind: type[Config]) -> Config:
     """A configuration from converted values by field name.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -49,13 +49,16 @@ class JobResult:
     """The job's last line on stdout."""
 
 
-def run(config: RunConfig, parts: JobParts) -> JobResult:
+def run(config: RunConfig, parts: JobParts, remarks: Mapping[str, Any] | None = None) -> JobResult:
     """Annotate what is not annotated yet. `config` has absolute paths (`places.located`).
+
+    Args:
+        remarks: stand beside the settings in run.json and MLflow and change no row.
 
     Raises:
         UserError, ReductionError: the run cannot work; nothing has been done.
     """
-    settings = {**config.as_dict(), "model_digest": parts.check_model(config)}
+    settings = {**config.as_dict(), "model_digest": parts.check_model(config), **(remarks or {})}
     output = open_output(config.output)
     with DriverLock(output) as lock:
         scan = LedgerScan() if config.overwrite else Ledger(output).scan()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster import WorkerSpec
-from pipeline.command_line import parse_command
+from pipeline.command_line import parse_options
 from pipeline.compare_config import CompareConfig
 from pipeline.compare_job import CompareResult, compare
 from pipeline.config import RunConfig
@@ -57,7 +57,9 @@ def words(folder: Path, model: Path, *more: str) -> list[str]:
 
 
 def run_compare(arguments: list[str]) -> CompareResult:
-    return compare(located(parse_command(arguments, CompareConfig), inside_job=False), thread_cluster)
+    return compare(
+        located(parse_options(arguments, CompareConfig, "compare_reductions", ""), inside_job=False), thread_cluster
+    )
 
 
 if __name__ == "__main__":

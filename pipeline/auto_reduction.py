@@ -1,0 +1,216 @@
+"""`--reduction auto`: a few samples of the corpus decide which setting annotates the whole of it.
+
+The settings tried form a chain for each method, from many tokens to few. A chain is followed as long as each setting
+holds the bound that was asked for, so that within it no correction for many tries is needed (fixed-sequence testing,
+Maurer et al. 1995); among the chains the 5 % are divided (Bonferroni). So the chance that the setting taken loses more
+than was asked, on the corpus that the samples stand for, is at most 5 %.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from pipeline.compare_answers import answer_statistics, read_answers
+from pipeline.compare_config import DENSE, SHARED, CompareConfig
+from pipeline.compare_job import CompareResult, compare
+from pipeline.comparison import Interval, SettingResult
+from pipeline.config import RunConfig
+from pipeline.errors import UserError
+from pipeline.job import JobParts, JobResult, run
+from pipeline.listing import list_shards
+from pipeline.model_check import checked_shape
+from pipeline.records import Sample
+from pipeline.run_folder import read_run
+from pipeline.shards import read_shard
+from pipeline.spread_samples import spread_samples
+from pipeline.storage import open_output
+from reduction.errors import ReductionError
+from reduction.schedule import plan
+from reduction.settings import Reduction
+from reduction.shapes import ModelShape
+
+METHODS = ("ficoco-v", "ficoco-l", "vispruner", "divprune")
+SHARES = ("67%", "50%", "33%", "22%", "11%")
+"""Of the visual tokens, kept: 386, 288, 190, 127 and 63 of 576."""
+CHANCE = 0.05
+"""That the setting taken loses more than was asked."""
+REPEATS = 2
+FOLDER = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One setting that was tried."""
+
+    setting: str
+    value: float | None
+    """Accuracy less dense's, or fidelity; None where nothing could be compared."""
+    bound: float | None
+    """The one-sided lower bound of it."""
+    images_per_second: float
+    holds: bool
+    """Its bound does, and those of all settings before it in its chain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was taken and why; stands in run.json."""
+
+    reduction: str
+    sentence: str
+    asked: dict[str, float]
+    samples: int
+    trials: tuple[Trial, ...]
+    comparison: str
+    """Folder or URL of the comparison, with its report."""
+    mlflow_run_id: str | None
+
+
+def run_auto(config: RunConfig, parts: JobParts) -> JobResult:
+    """Choose a setting, or find the one that an earlier start chose, and annotate with it.
+
+    Raises:
+        UserError, ReductionError: it cannot work, or the output holds a run whose reduction was given.
+    """
+    chosen = _earlier(config)
+    if chosen is None:
+        result = _compared(config, parts)
+        if result.comparison is None:
+            return JobResult(result.exit_code, result.summary)
+        chosen = asdict(_choose(config, result))
+    print(chosen["sentence"], file=sys.stderr, flush=True)
+    return run(settled(config, chosen["reduction"]), parts, {"chosen": chosen})
+
+
+def settled(config: RunConfig, reduction: str) -> RunConfig:
+    """The run as if `reduction` had been given."""
+    return replace(config, reduction=reduction, max_accuracy_drop=None, min_fidelity=None)
+
+
+def _earlier(config: RunConfig) -> dict[str, Any] | None:
+    """The choice in run.json: a corpus is not annotated half under one setting and half under another."""
+    record = None if config.overwrite else read_run(open_output(config.output))
+    if record is None:
+        return None
+    chosen = record["config"].get("chosen")
+    if chosen is None:
+        raise UserError(
+            f"{config.output} holds a run whose reduction was given ({record['config'].get('reduction')}): give that "
+            "one instead of auto, choose another --output, or give --overwrite to remove the earlier run"
+        )
+    return dict(chosen)
+
+
+def _compared(config: RunConfig, parts: JobParts) -> CompareResult:
+    _, shape = checked_shape(config.model)
+    shared = {one.name: getattr(config, one.name) for one in fields(RunConfig) if one.name in SHARED}
+    comparing = CompareConfig(
+        **{**shared, "output": f"{config.output.rstrip('/')}/{FOLDER}"},
+        settings=grid(shape),
+        samples=config.auto_samples,
+        repeats=REPEATS,
+    )
+    if config.max_accuracy_drop is not None:
+        _require_references(comparing)
+    return compare(comparing, parts.cluster)
+
+
+def grid(shape: ModelShape) -> tuple[str, ...]:
+    """The settings that are tried: those of the methods that this model can do."""
+    found = []
+    for setting in (f"{method}:{share}" for method in METHODS for share in SHARES):
+        try:
+            plan(Reduction.parse(setting), shape)
+        except ReductionError:
+            continue
+        found.append(setting)
+    return tuple(found)
+
+
+def _require_references(config: CompareConfig) -> None:
+    for ref in spread_samples(list_shards(config.input, {}), config.samples, config.read_limits):
+        for item in read_shard(ref, config.prompt, config.read_limits):
+            if isinstance(item, Sample) and any(question.references for question in item.questions):
+                return
+    raise UserError(
+        "no sample brings an answer to hold a model's against, so --max-accuracy-drop cannot be known: "
+        "give --min-fidelity, which asks how often the answer is the dense model's own"
+    )
+
+
+def _choose(config: RunConfig, result: CompareResult) -> Choice:
+    comparison, folder = result.comparison, result.folder
+    assert comparison is not None
+    assert folder is not None
+    chains = len({one.method for one in comparison.results if one.setting != DENSE})
+    level = 1 - 2 * CHANCE / max(1, chains)
+    answers = {setting: read_answers(run.output, result.refs) for setting, run in folder.runs.items()}
+    statistics = answer_statistics(answers, DENSE, level)
+    scored = config.max_accuracy_drop is not None
+    if scored and statistics[DENSE].accuracy is None:
+        raise UserError(
+            f"no answer has a reference that --metric {config.metric} can use, so --max-accuracy-drop cannot be known: "
+            "check --metric, or give --min-fidelity"
+        )
+    found = {setting: one.difference if scored else one.fidelity for setting, one in statistics.items()}
+    if config.max_accuracy_drop is not None:
+        asked, least = {"max_accuracy_drop": config.max_accuracy_drop}, -config.max_accuracy_drop / 100
+    else:
+        asked, least = {"min_fidelity": config.min_fidelity or 0.0}, config.min_fidelity or 0.0
+    trials = try_chains(comparison.results, found, least)
+    taken, sentence = decide(trials, comparison.results[0], asked, comparison.samples)
+    return Choice(
+        taken, sentence, asked, comparison.samples, tuple(trials), folder.output.url, result.summary["mlflow_run_id"]
+    )
+
+
+def try_chains(results: Sequence[SettingResult], found: Mapping[str, Interval | None], least: float) -> list[Trial]:
+    """Follow each method's chain from many tokens to few, as far as the low ends in `found` are at least `least`."""
+    trials: list[Trial] = []
+    broken: set[str] = set()
+    for result in sorted(results, key=lambda one: -one.visual_tokens):
+        if result.setting == DENSE:
+            continue
+        interval = found.get(result.setting)
+        if interval is None or interval.low < least:
+            broken.add(result.method)
+        value, low = (interval.value, interval.low) if interval else (None, None)
+        speed = result.images_per_second.value
+        trials.append(Trial(result.setting, value, low, speed, result.method not in broken))
+    return trials
+
+
+def decide(trials: Sequence[Trial], dense: SettingResult, asked: Mapping[str, float], samples: int) -> tuple[str, str]:
+    """The fastest setting that holds and is faster than dense, or dense; and the sentence that says so."""
+    scored = "max_accuracy_drop" in asked
+    bound = (
+        f"at most {asked['max_accuracy_drop']:g} points below dense"
+        if scored
+        else (f"dense's own answer in {asked['min_fidelity']:.1%} of cases at least")
+    )
+    speed = dense.images_per_second.value
+    holding = [one for one in trials if one.holds and one.images_per_second > speed]
+    if holding:
+        taken = max(holding, key=lambda one: one.images_per_second)
+        return taken.setting, (
+            f"--reduction auto takes {taken.setting}: {bound} with {1 - CHANCE:.0%} confidence on {samples} samples "
+            f"({_shown(taken, scored)}), {taken.images_per_second / speed:.2f} times dense's images per second, the "
+            f"fastest of {len(holding)} settings that hold"
+        )
+    known = [one for one in trials if one.bound is not None]
+    nearest = max(known, key=lambda one: one.bound or 0.0, default=None)
+    seen = f"; the nearest is {nearest.setting} ({_shown(nearest, scored)})" if nearest else ""
+    return DENSE, (
+        f"--reduction auto takes dense: no faster setting of {len(trials)} is known to be {bound} with "
+        f"{1 - CHANCE:.0%} confidence on {samples} samples{seen}; more --auto-samples may tell"
+    )
+
+
+def _shown(trial: Trial, scored: bool) -> str:
+    value, bound = trial.value or 0.0, trial.bound or 0.0
+    if scored:
+        return f"difference {100 * value:+.2f} points, lower bound {100 * bound:+.2f}"
+    return f"measured {value:.1%}, lower bound {bound:.1%}"
