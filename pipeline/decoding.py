@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pipeline.generation import Generation, GenerationSettings, Sampler
 from pipeline.kv_cache import KVCache
+from pipeline.step_graphs import StepGraphs
+from pipeline.steps import EagerSteps
 from reduction.tensors import Float, Int
 
 LOOK_EVERY = 8
 """Steps between looks at which rows are done, on an accelerator: each look waits for it."""
-
-
-class Steps(Protocol):
-    """Decoding steps on a cache with room for all rows that are ever decoded at once."""
-
-    cache: KVCache
-
-    def step(
-        self, tokens: Int[Tensor, " q"], own: Int[Tensor, " q"], longest: int, even: bool
-    ) -> Float[Tensor, "q v"]: ...
-
-    def keep_rows(self, rows: Int[Tensor, " r"]) -> None: ...
 
 
 class Decoding:
@@ -34,7 +23,7 @@ class Decoding:
     Shapes: q rows under way. A row's `own` entries are those behind what all rows have: its text and its answer so far.
     """
 
-    def __init__(self, steps: Steps, settings: GenerationSettings, stop: Int[Tensor, " s"]) -> None:
+    def __init__(self, steps: EagerSteps | StepGraphs, settings: GenerationSettings, stop: Int[Tensor, " s"]) -> None:
         self._steps, self._most, self._stop = steps, settings.max_new_tokens, stop
         self._sampler = Sampler(settings, [], stop.device)
         self._tags: list[int] = []
