@@ -65,6 +65,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
     charts = [chart for cost in cost_axes(comparison) if (chart := draw_chart(comparison, cost, quality))]
     return {
         "comparison": comparison,
+        "verdict": _verdict(comparison),
         "quality": quality,
         "charts": charts,
         "edges": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
@@ -78,6 +79,13 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "facts": facts(comparison),
         "short": short,
     }
+
+
+def _verdict(comparison: Comparison) -> tuple[str, str, str]:
+    """The recommendation, with the first mention of the setting that it names by itself."""
+    if not comparison.recommended:
+        return comparison.recommendation, "", ""
+    return comparison.recommendation.partition(comparison.recommended)
 
 
 def _on_front(charts: list[Chart]) -> set[str]:

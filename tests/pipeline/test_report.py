@@ -131,6 +131,16 @@ def test_little_is_enough_for_a_page(alone: bool) -> None:
     assert text.count("figure") == 2
 
 
+def test_the_setting_that_is_recommended_stands_out() -> None:
+    marked = page(comparison())
+    assert "<strong>ficoco-v:64</strong>" in marked
+    assert marked.count('class="ring"') == 3 + 1  # the charts and their key
+    for recommended in (None, "random:64"):
+        text = page(comparison(recommended=recommended))
+        assert "<strong>" not in text
+        assert "The cheapest setting within 2 points of dense is ficoco-v:64." in Page(text).text
+
+
 def test_an_answer_that_is_not_denses_is_marked() -> None:
     shown = example(["dense", "ficoco-v:64", "random:64"])
     flows = (*shown.flows[:2], Flow("random:64", "blue", shown.flows[2].kept))
