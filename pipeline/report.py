@@ -21,6 +21,8 @@ from pipeline.report_table import by_cost, tables
 from pipeline.storage import Output
 
 TEMPLATES = Path(__file__).parent / "report_templates"
+LONGEST = 280
+"""Letters of a question or an answer that are shown."""
 ARROWS = 10
 """Drawn on a picture; more are not told apart."""
 
@@ -42,8 +44,8 @@ def write_report(output: Output, comparison: Comparison) -> None:
     Raises:
         StorageError: the output cannot be written.
     """
-    output.put_atomic("report.md", markdown(comparison).encode())
-    output.put_atomic("report.html", page(comparison).encode())
+    output.put_atomic("report.md", markdown(comparison).encode("utf-8", "replace"))
+    output.put_atomic("report.html", page(comparison).encode("utf-8", "replace"))
 
 
 def page(comparison: Comparison) -> str:
@@ -78,6 +80,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "examples": [(example, _uri(example), _pictures(example, comparison)) for example in comparison.examples],
         "facts": facts(comparison),
         "short": short,
+        "brief": _brief,
     }
 
 
@@ -113,6 +116,12 @@ def _parts(comparison: Comparison) -> dict[str, list[tuple[str, float, float]]]:
         return found
 
     return {result.setting: bars(result) for result in comparison.results}
+
+
+def _brief(*texts: str) -> str:
+    """Different texts in a row, cut where they get long."""
+    text = "; ".join(dict.fromkeys(texts))
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 
 def _uri(example: Example) -> str:

@@ -112,6 +112,17 @@ def test_the_tables_hold_what_was_measured(tmp_path: Path) -> None:
             assert expected in text.replace("\\", ""), expected
 
 
+def test_long_and_broken_texts_do_no_harm(tmp_path: Path) -> None:
+    long, broken = "word " * 100_000, "half a pair \ud800 \x00 \u202e"
+    shown = example(["dense", "ficoco-v:64"], question=long, references=(long, "red", "red"), key=broken)
+    flows = (replace(shown.flows[0], answer=long), replace(shown.flows[1], answer=broken))
+    found = comparison(examples=(replace(shown, flows=flows),), notes=(broken,))
+    write_report(open_output(str(tmp_path)), found)
+    assert len((tmp_path / "report.html").read_bytes()) < 200_000
+    text = page(comparison(examples=(replace(shown, references=("red", "red", "dark red")),)))
+    assert "right is <bdi>red; dark red</bdi>" in text
+
+
 def test_without_references_fidelity_takes_accuracys_place() -> None:
     bare: dict[str, Any] = {"accuracy": None, "accuracy_by_kind": {}, "accuracy_difference": None, "mcnemar_p": None}
     text = Page(page(comparison(result("dense", share=1.0, **bare), result("fastv:64", **bare)))).text
@@ -145,6 +156,6 @@ def test_an_answer_that_is_not_denses_is_marked() -> None:
     shown = example(["dense", "ficoco-v:64", "random:64"])
     flows = (*shown.flows[:2], Flow("random:64", "blue", shown.flows[2].kept))
     text = page(comparison(examples=(replace(shown, flows=flows),)))
-    assert re.findall(r'<span class="other">([^<]*)<', text) == ["blue"]
+    assert re.findall(r'<span dir="auto" class="other">([^<]*)<', text) == ["blue"]
     # Pruned content went nowhere, so there is nothing to draw an arrow to.
     assert text.count('class="arrow"') == 2
