@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -58,13 +58,13 @@ def run(config: RunConfig, parts: JobParts, remarks: Mapping[str, Any] | None = 
     Raises:
         UserError, ReductionError: the run cannot work; nothing has been done.
     """
-    settings = {**config.as_dict(), "model_digest": parts.check_model(config), **(remarks or {})}
+    began = time.monotonic()
     output = open_output(config.output)
     with DriverLock(output) as lock:
         scan = LedgerScan() if config.overwrite else Ledger(output).scan()
         refs = first_samples(list_shards(config.input, scan.known_names), config.limit, config.read_limits)
         folder = prepare(output, settings, config.overwrite)
-        return _Job(config, parts, folder, refs, scan, lock).run()
+        return _Job(config, parts, folder, refs, scan, lock, began).run()
 
 
 class _Job:
@@ -78,10 +78,11 @@ class _Job:
         refs: list[ShardRef],
         scan: LedgerScan,
         lock: DriverLock,
+        began: float,
     ) -> None:
         self.config, self.parts, self.folder, self.refs, self.scan, self.lock = config, parts, folder, refs, scan, lock
         self.output: Output = folder.output
-        self.meter = Meter(scan.totals, len(refs))
+        self.meter = Meter(scan.totals, len(refs), began)
         self.progress = Progress(self.meter, config.log_every)
         self.log = MetricsLog(self.output)
         self.tracker = Tracker(

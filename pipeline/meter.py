@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from copy import deepcopy
 from typing import Any
 
 from pipeline.records import FLOP_PARTS, STAGES, ShardReport
 from pipeline.totals import Totals
+
+RECENT_SECONDS = 600.0
+"""What the rate shown and the time left go by: long enough for several shards of a replica."""
 
 
 class Meter:
@@ -16,27 +20,44 @@ class Meter:
     Args:
         before: sums over the shards that earlier starts of the run finished.
         shards: shards of the whole run.
+        began: when the run began, by `time.monotonic`; now unless it is given.
     """
 
-    def __init__(self, before: Totals, shards: int) -> None:
+    def __init__(self, before: Totals, shards: int, began: float | None = None) -> None:
         self.shards = shards
         self.whole = deepcopy(before)
         """Sums over the whole output."""
         self.now = Totals()
         """Sums over the shards of this run alone."""
-        self._began = time.monotonic()
+        self.first_answer: float | None = None
+        """Seconds from the run's beginning to its first answer."""
+        self._began = time.monotonic() if began is None else began
         self._first_ready: float | None = None
         self._last_report: float | None = None
+        self._recent: deque[tuple[float, int, int]] = deque()
+        """(when, shards, samples) of this run, about one a second."""
 
     def ready(self) -> None:
         """A replica is ready: work begins."""
         if self._first_ready is None:
             self._first_ready = time.monotonic()
+            self._recent.append((self._first_ready, 0, 0))
 
     def add(self, report: ShardReport) -> None:
         self.now.add(report)
         self.whole.add(report)
         self._last_report = time.monotonic()
+        if self.first_answer is None and report.answers:
+            since = report.wall_seconds - report.first_answer_seconds if report.first_answer_seconds else 0.0
+            self.first_answer = max(0.0, self.elapsed - since)
+        self._remember()
+
+    def _remember(self) -> None:
+        now, recent = time.monotonic(), self._recent
+        if not recent or now - recent[-1][0] >= 1:
+            recent.append((now, self.now.shards, self.now.samples))
+        while len(recent) > 2 and now - recent[1][0] >= RECENT_SECONDS:
+            recent.popleft()
 
     @property
     def elapsed(self) -> float:
@@ -56,10 +77,23 @@ class Meter:
         return amount / self.working if self.working > 0 else 0.0
 
     @property
+    def images_per_second(self) -> float:
+        """Over the last ten minutes of work, or a little more; 0 before anything is done."""
+        seconds, _, samples = self._lately()
+        return samples / seconds if seconds > 0 else 0.0
+
+    @property
     def seconds_left(self) -> float | None:
-        """By the shards' mean; None while unknown."""
-        left = self.shards - self.whole.shards
-        return left * self.working / self.now.shards if self.now.shards else None
+        """As long as shards took lately; None while unknown."""
+        seconds, shards, _ = self._lately()
+        return (self.shards - self.whole.shards) * seconds / shards if shards else None
+
+    def _lately(self) -> tuple[float, int, int]:
+        """Seconds, shards and samples from the oldest moment remembered to the last report."""
+        if not self._recent or self._last_report is None:
+            return 0.0, 0, 0
+        moment, shards, samples = self._recent[0]
+        return self._last_report - moment, self.now.shards - shards, self.now.samples - samples
 
     def metrics(self) -> dict[str, float]:
         """What is tracked over time."""
@@ -81,6 +115,8 @@ class Meter:
         }
         if whole.accuracy is not None:
             values["accuracy"] = whole.accuracy
+        if self.first_answer is not None:
+            values["seconds_to_first_answer"] = self.first_answer
         by_kind = {f"accuracy_{kind}": accuracy for kind, accuracy in whole.accuracy_by_kind.items()}
         return {name: float(value) for name, value in {**values, **by_kind}.items()}
 
@@ -100,6 +136,7 @@ class Meter:
             "accuracy_by_kind": totals.accuracy_by_kind,
             "seconds": {
                 "total": round(self.elapsed, 3),
+                "to_first_answer": None if self.first_answer is None else round(self.first_answer, 3),
                 "working": round(self.working, 3),
                 **{stage: round(self.now.seconds[stage], 3) for stage in STAGES},
             },

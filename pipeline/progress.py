@@ -52,7 +52,7 @@ class Progress:
 
     def _rates(self) -> str:
         meter = self._meter
-        text = f"images {meter.whole.samples:,}  {meter.rate(meter.now.samples):.1f} images/s"
+        text = f"images {meter.whole.samples:,}  {meter.images_per_second:.1f} images/s"
         text += f"  answers {meter.whole.answers:,}  quarantined {meter.whole.quarantined:,}"
         return text if meter.whole.accuracy is None else f"{text}  accuracy {meter.whole.accuracy:.3f}"
 

@@ -118,6 +118,8 @@ class ShardReport:
     generated_tokens: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     wall_seconds: float = 0.0
+    first_answer_seconds: float = 0.0
+    """From taking the shard to its first answer; 0 where that is not known, as for one done in slices."""
     flops: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FLOP_PARTS, 0.0))
     incomplete: str | None = None
     """Why the shard is known not to have been whole, or None."""

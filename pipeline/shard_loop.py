@@ -87,7 +87,10 @@ class ShardLoop:
     def _handle(self, event: Event) -> None:
         match event:
             case ShardReport():
+                first = self.meter.first_answer is None
                 self.meter.add(event)
+                if first and self.meter.first_answer is not None:
+                    self.progress.say(f"first answer after {self.meter.first_answer:.1f} s")
                 if event.incomplete:
                     self.progress.say(f"{event.shard} is not whole: {event.incomplete}")
             case FailedShard():

@@ -49,6 +49,7 @@ class ShardWorker:
         )
         self.isolation = Isolation(self.replica.answer, self.replica.answer_together)
         self._answered = 0
+        self._taken = 0.0
 
     def describe(self) -> dict[str, Any]:
         return self.replica.describe()
@@ -66,7 +67,7 @@ class ShardWorker:
         """
         if isinstance(ref.task, Assembly):
             return assemble(self.output, ref, ref.task, self.provenance)
-        began = time.perf_counter()
+        self._taken = began = time.perf_counter()
         report = ShardReport(ref.name, ref.url, ref.fingerprint)
         self.replica.engine.stopwatch.seconds.clear()
         answers: dict[Place, Answer] = {}
@@ -107,6 +108,7 @@ class ShardWorker:
         for place, row, flops in self.isolation.all_rows(batches):
             if isinstance(row, Answer):
                 answers[place] = row
+                report.first_answer_seconds = report.first_answer_seconds or time.perf_counter() - self._taken
             else:
                 rejections.append((place, row))
             for part in FLOP_PARTS:

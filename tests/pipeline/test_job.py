@@ -51,6 +51,7 @@ def test_a_whole_run_says_what_it_did_everywhere(folder: Path) -> None:
     assert summary["quarantined"] == 0
     assert summary["flops_per_answer"]["prefill"] == 1e9
     assert summary["images_per_second"] > 0
+    assert 0 < summary["seconds"]["to_first_answer"] < summary["seconds"]["total"]
     assert set(summary["seconds"]) >= {"total", "read", "decode_images", "vision", "prefill", "decode", "write"}
     assert summary["output"] == str(folder / "out")
     assert len(rows(folder)) == 12

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+from contextlib import suppress
 
 import pytest
 
@@ -67,6 +68,38 @@ def test_nothing_done_has_no_rate_and_no_accuracy(clock: Clock) -> None:
     assert meter.summary(meter.whole)["accuracy"] is None
 
 
+def test_the_rate_shown_and_the_time_left_go_by_the_last_ten_minutes(clock: Clock) -> None:
+    before = Totals(shards=4000)
+    meter = Meter(before, shards=10_000)
+    meter.ready()
+    for _ in range(1000):  # small shards come first: a shard a second
+        clock.now += 1
+        meter.add(report())
+    assert (meter.images_per_second, meter.seconds_left) == (10.0, 5000)
+    for _ in range(200):
+        clock.now += 10
+        meter.add(report())
+    assert (meter.images_per_second, meter.seconds_left) == (1.0, 48_000)
+    assert meter.metrics()["images_per_second"] == 4.0
+    assert len(meter._recent) < 700
+
+
+def test_the_first_answer_is_timed_from_the_beginning_of_the_run(clock: Clock) -> None:
+    meter = Meter(Totals(), shards=4, began=clock.now - 20)
+    clock.now += 100
+    empty = report()
+    empty.answers = 0
+    meter.add(empty)
+    assert "seconds_to_first_answer" not in meter.metrics()
+    late = report()
+    late.wall_seconds, late.first_answer_seconds = 50.0, 5.0
+    meter.add(late)
+    clock.now += 100
+    meter.add(report())
+    assert meter.metrics()["seconds_to_first_answer"] == 120 - (50 - 5)
+    assert meter.summary(meter.whole)["seconds"]["to_first_answer"] == 75.0
+
+
 def test_lines_come_at_their_interval_where_there_is_no_terminal(clock: Clock) -> None:
     stream = io.StringIO()
     meter = Meter(Totals(), shards=4)
@@ -83,6 +116,15 @@ def test_lines_come_at_their_interval_where_there_is_no_terminal(clock: Clock) -
     assert "shards 1/4  images 10  1.0 images/s  answers 9  quarantined 1  accuracy 0.500  left 0:00:30" in lines[1]
 
 
+def everything(master: int) -> str:
+    """What the terminal got; it comes in pieces, and after the last an error."""
+    shown = b""
+    with suppress(OSError):
+        while piece := os.read(master, 10_000):
+            shown += piece
+    return shown.decode()
+
+
 def test_a_terminal_gets_a_bar(clock: Clock) -> None:
     master, slave = pty.openpty()
     with os.fdopen(slave, "w") as stream:
@@ -91,7 +133,7 @@ def test_a_terminal_gets_a_bar(clock: Clock) -> None:
         meter.add(report())
         progress.say("a line of its own")
         progress.close()
-    shown = os.read(master, 10_000).decode()
+    shown = everything(master)
     os.close(master)
     assert "1/4" in shown
     assert "\r" in shown

@@ -62,6 +62,7 @@ def test_real_photographs_are_answered(checkpoint: Path, tmp_path: Path) -> None
     pictures = [photographs.astronaut(), photographs.coffee(), photographs.camera(), *load_sample_images().images]
     members = [(f"{i:05d}.jpg", jpeg(np.asarray(p))) for i, p in enumerate(pictures)]
     report = worker(checkpoint, tmp_path / "out").work(write_tar(tmp_path / "a.tar", members))
+    assert 0 < report.first_answer_seconds < report.wall_seconds
     assert (report.samples, report.questions, report.answers, report.quarantined) == (5, 5, 5, 0)
     answers = rows(tmp_path / "out", report, "data")
     assert [row["key"] for row in answers] == [f"{i:05d}" for i in range(5)]
