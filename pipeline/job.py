@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,7 @@ def run(config: RunConfig, parts: JobParts, remarks: Mapping[str, Any] | None = 
         UserError, ReductionError: the run cannot work; nothing has been done.
     """
     began = time.monotonic()
+    settings = {**config.as_dict(), "model_digest": parts.check_model(config), **(remarks or {})}
     output = open_output(config.output)
     with DriverLock(output) as lock:
         scan = LedgerScan() if config.overwrite else Ledger(output).scan()
