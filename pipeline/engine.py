@@ -89,7 +89,7 @@ class Engine:
         self.plan: Plan = plan(reduction, self.shape)
         self.device: torch.device = next(model.parameters()).device
         self.dtype: torch.dtype = next(model.parameters()).dtype
-        self.stop = torch.tensor(sorted(stop_tokens), device=self.device)
+        self.stop = torch.tensor(sorted(stop_tokens), dtype=torch.long, device=self.device)
         self.mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
         self.decoder = Decoder(model, self.plan, reduction, self.shape.vision.visual_tokens)

@@ -16,7 +16,7 @@ import pipeline.decoder
 import reduction.vision
 from pipeline.engine import Engine, Request
 from pipeline.machine_speed import synchronise
-from reduction.flops import Flops, count_image, count_text, decode, kv_bytes, prefill_prefix, prefill_suffix
+from reduction.flops import Flops, count_image, count_shared_text, count_text, kv_bytes
 
 REDUCING = (
     (reduction.vision, "reduce_patches"),
@@ -83,14 +83,12 @@ def work_flops(engine: Engine, work: Work) -> Flops:
     rows, images, text = len(work.requests), len(work.images), work.text_tokens
     image = count_image(shape, plan, reduction).shared_by(1)
     total = Flops(**{part: images * value for part, value in image.parts().items()})
-    if rows == images or plan.reduces_language:
-        one = count_text(shape, plan, len(work.prefix), text, work.new_tokens, reduction)
-        return total + Flops(**{part: rows * value for part, value in one.parts().items()})
     prefix = len(work.prefix)
-    shared = images * sum(prefill_prefix(shape, plan, prefix).values())
-    own = rows * sum(prefill_suffix(shape, plan, prefix, text - prefix).values())
-    steps = rows * sum(decode(shape, plan, text, work.new_tokens).values())
-    return total + Flops(prefill=float(shared + own), decode=float(steps))
+    if rows == images:
+        one = count_text(shape, plan, prefix, text, work.new_tokens, reduction)
+    else:
+        one = count_shared_text(shape, plan, prefix, text, work.new_tokens, reduction, work.questions_per_image)
+    return total + Flops(**{part: rows * value for part, value in one.parts().items()})
 
 
 def decode_bytes(engine: Engine, work: Work) -> float:

@@ -18,7 +18,7 @@ from pipeline.images import Aspect, ImageTransform
 from pipeline.prompts import PromptFormat
 from pipeline.records import Answer, Rejection
 from pipeline.scoring import score
-from reduction.flops import Flops, count_image, count_text, decode, kv_bytes, prefill_prefix, prefill_suffix
+from reduction.flops import Flops, count_image, count_shared_text, count_text, kv_bytes
 from reduction.settings import Reduction
 
 MOST_ROWS = {"cpu": 16, "cuda": 64}
@@ -142,18 +142,14 @@ class Replica:
     def _flops(self, one: Asked, generation: Generation, questions: int, shared: bool) -> Flops:
         """What an answer cost: its share of the image's, and its own.
 
-        Where questions share their image's keys (not under a reduction in the decoder, whose layers before the first
-        drop alone are shared; there it is counted as if nothing were), so is the prefill of text and image before.
+        Where questions share their image's keys, its share of the layers in which they do, too.
         """
-        shape, plan, text = self.engine.shape, self.engine.plan, one.prompt.text_tokens
-        image = count_image(shape, plan, self.engine.reduction).shared_by(questions)
-        if not shared or plan.reduces_language:
-            prefix, new = len(self.prefix), generation.generated_tokens
-            return image + count_text(shape, plan, prefix, text, new, self.engine.reduction)
-        before = sum(prefill_prefix(shape, plan, len(self.prefix)).values()) / questions
-        own = sum(prefill_suffix(shape, plan, len(self.prefix), len(one.prompt.suffix_ids)).values())
-        steps = sum(decode(shape, plan, text, generation.generated_tokens).values())
-        return image + Flops(prefill=before + own, decode=float(steps))
+        shape, plan, reduction = self.engine.shape, self.engine.plan, self.engine.reduction
+        text, prefix, new = one.prompt.text_tokens, len(self.prefix), generation.generated_tokens
+        image = count_image(shape, plan, reduction).shared_by(questions)
+        if not shared:
+            return image + count_text(shape, plan, prefix, text, new, reduction)
+        return image + count_shared_text(shape, plan, prefix, text, new, reduction, questions)
 
     def _fitting_rows(self) -> int:
         """Choose a batch size whose keys and values fit; running out of memory still halves it."""

@@ -17,7 +17,7 @@ Symbols: n tokens, d width, m FFN width, H heads, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 
 from reduction.overhead import image_terms, language_terms
@@ -102,18 +102,31 @@ def prefill(shape: ModelShape, plan: Plan, text_tokens: int, *, causal: bool = F
     return {**layers, "head": head(shape.decoder)}
 
 
+def _first_reducing(plan: Plan) -> int:
+    """The decoder layer up to which an image's questions have its keys in common; the number of layers where all."""
+    return next((layer for layer, drop in enumerate(plan.decoder_drops) if drop), len(plan.decoder_drops))
+
+
 def prefill_prefix(shape: ModelShape, plan: Plan, prefix_tokens: int, *, causal: bool = False) -> dict[str, int]:
-    """FLOPs of what an image's questions can share where the decoder does not reduce: text before the image, image."""
-    entering, nothing = plan.decoder_lengths(prefix_tokens), (0,) * shape.decoder.layers
-    return _decoder_layers(shape.decoder, entering, _leaving(plan, prefix_tokens), nothing, causal)
+    """FLOPs of what an image's questions can share: text before the image and image, in the layers before any drop."""
+    first = _first_reducing(plan)
+    entering, leaving = plan.decoder_lengths(prefix_tokens)[:first], _leaving(plan, prefix_tokens)[:first]
+    return _decoder_layers(shape.decoder, entering, leaving, (0,) * first, causal)
 
 
 def prefill_suffix(
     shape: ModelShape, plan: Plan, prefix_tokens: int, suffix_tokens: int, *, causal: bool = False
 ) -> dict[str, int]:
-    """FLOPs of one question's text on top of `prefill_prefix`, and the head on its last position."""
-    new, cached = (suffix_tokens,) * shape.decoder.layers, plan.decoder_lengths(prefix_tokens)
-    return {**_decoder_layers(shape.decoder, new, new, cached, causal), "head": head(shape.decoder)}
+    """FLOPs of one question on top of `prefill_prefix`, and the head on its last position.
+
+    Its own text in the layers before any drop, its whole prompt in the others.
+    """
+    first, text = _first_reducing(plan), prefix_tokens + suffix_tokens
+    own = (suffix_tokens,) * first
+    cached = plan.decoder_lengths(prefix_tokens)[:first] + (0,) * (shape.decoder.layers - first)
+    entering, leaving = plan.decoder_lengths(text)[first:], _leaving(plan, text)[first:]
+    layers = _decoder_layers(shape.decoder, (*own, *entering), (*own, *leaving), cached, causal)
+    return {**layers, "head": head(shape.decoder)}
 
 
 def decode(shape: ModelShape, plan: Plan, text_tokens: int, new_tokens: int) -> dict[str, int]:
@@ -162,6 +175,22 @@ def count_text(
         decode=float(sum(decode(shape, plan, text_tokens, new_tokens).values())),
         reduction=float(sum(language_terms(shape, plan, prefix_tokens, after_image, reduction).values())),
     )
+
+
+def count_shared_text(
+    shape: ModelShape,
+    plan: Plan,
+    prefix_tokens: int,
+    text_tokens: int,
+    new_tokens: int,
+    reduction: Reduction,
+    questions: int,
+) -> Flops:
+    """What one of an image's `questions` costs in the decoder where they share its prefix, with its part of that."""
+    own = prefill_suffix(shape, plan, prefix_tokens, text_tokens - prefix_tokens)
+    shared = prefill_prefix(shape, plan, prefix_tokens)
+    alone = count_text(shape, plan, prefix_tokens, text_tokens, new_tokens, reduction)
+    return replace(alone, prefill=sum(own.values()) + sum(shared.values()) / questions)
 
 
 def count(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.benchmark_engine import make_work, parse_arguments, split_settings
 from pipeline.engine import Engine
@@ -109,6 +110,16 @@ def test_work_flops_are_the_sum_of_its_requests() -> None:
     assert len(shared.images) == 1
     assert work_flops(engine, shared).vision == pytest.approx(one.vision)
     assert one.prefill < work_flops(engine, shared).prefill < 3 * one.prefill
+
+
+@pytest.mark.parametrize("questions", [1, 3])
+def test_work_flops_are_what_the_engine_computes(questions: int) -> None:
+    engine = toy_engine("ficoco-l:6,start=2,layers=1")
+    arguments = ["--model-shape", "toy", "--batch-size", "3", "--text-tokens", "41", "--new-tokens", "4"]
+    work = make_work(engine.model, parse_arguments([*arguments, "--questions-per-image", str(questions)]))
+    with FlopCounterMode(display=False) as counter:
+        engine.answer(work.images, work.prefix, work.requests)
+    assert work_flops(engine, work).total == pytest.approx(counter.get_total_flops(), rel=1e-9)
 
 
 def test_timing_leaves_the_functions_it_times_as_they_were() -> None:
