@@ -79,6 +79,20 @@ def test_an_output_that_becomes_read_only_ends_the_run_with_advice(scene: Scene,
     scene.check()
 
 
+NO_ROOM = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && mount -t tmpfs -o size=20m tmpfs "$RAY_TMPDIR" && exec "$@"'
+
+
+def test_a_ray_without_room_for_its_object_store_does_the_work(scene: Scene) -> None:
+    """Shards and reports do not go through the store, which here has less room than it asks for."""
+    apart = ["unshare", "--mount", "--propagation", "private"]
+    if subprocess.run([*apart, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    words = [sys.executable, "-m", "tests.torture.ray_echo", str(scene.log), "0", *scene.options()]
+    words += ["--replicas", "2", "--cpus-per-replica", "0.5"]
+    scene.launch([*apart, "sh", "-c", NO_ROOM, "sh", *words], {}).ends(0)
+    scene.check()
+
+
 @pytest.fixture
 def s3(chance: random.Random, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyS3]:
     with flaky_s3(chance) as service:
