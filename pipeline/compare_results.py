@@ -10,7 +10,7 @@ from pipeline.compare_answers import AnswerStatistics, Rows, accuracy_by_kind, a
 from pipeline.compare_config import CompareConfig
 from pipeline.compare_examples import read_examples
 from pipeline.compare_folder import CompareFolder
-from pipeline.compare_timing import PARTS, SettingTime, read_timings, setting_time
+from pipeline.compare_timing import PARTS, TOTAL, SettingTime, read_timings, setting_time
 from pipeline.comparison import Comparison, SettingResult
 from pipeline.recommendation import recommend
 from pipeline.records import ShardRef
@@ -47,13 +47,11 @@ def gather(
     answers = {setting: read_answers(run.output, refs) for setting, run in folder.runs.items()}
     statistics = answer_statistics(answers, dense)
     timings = [read_timings(folder.output, ref) for ref in refs]
-    times = {setting: setting_time(setting, dense, timings) for setting in folder.runs}
+    times = _comparable({setting: setting_time(setting, dense, timings) for setting in folder.runs}, dense)
     hardware = next((one.hardware for shard in timings for one in reversed(shard)), {})
     totals = {setting: folder.totals(setting, refs) for setting in folder.runs}
     results: list[SettingResult] = []
     for setting, time in times.items():
-        if time is None:
-            continue
         made = _result(setting, answers[setting], statistics[setting], time, totals[setting], shape, hardware)
         results.append(_priced(made, time, results[0] if results else None, config, budgets.get(setting)))
     record = folder.runs[dense].record
@@ -61,7 +59,7 @@ def gather(
     return Comparison(
         results=tuple(results),
         samples=totals[dense].samples,
-        repeats=min((len(time.totals) for time in times.values() if time), default=config.repeats),
+        repeats=min((len(time.totals) for time in times.values()), default=config.repeats),
         metric=config.metric,
         model=str(record["config"]["model"]),
         hardware={name: str(value) for name, value in hardware.items()},
@@ -72,6 +70,15 @@ def gather(
         examples=tuple(read_examples(folder.output, refs, list(folder.runs))),
         notes=tuple(_notes(answers, dense, times)),
     )
+
+
+def _comparable(times: Mapping[str, SettingTime | None], dense: str) -> dict[str, SettingTime]:
+    """The times that are known, those of other measurements brought to dense's latest speed."""
+    latest = times[dense]
+    if latest is None:
+        return {}
+    seconds = latest.seconds[TOTAL]
+    return {setting: time.brought_to(seconds) for setting, time in times.items() if time is not None}
 
 
 def _result(
@@ -124,12 +131,12 @@ def _priced(
         usd = config.gpu_hour_usd / 3600 * 1e6 / result.images_per_second.value
     share = None
     if dense is not None:
-        faster = time.dense / time.seconds["total"]
+        faster = time.dense / time.seconds[TOTAL]
         share = faster / (sum(dense.flops.values()) / sum(result.flops.values()))
     return replace(result, usd_per_million_images=usd, realised_share=share, budget_tflops=budget)
 
 
-def _notes(answers: Mapping[str, Rows], dense: str, times: Mapping[str, SettingTime | None]) -> list[str]:
+def _notes(answers: Mapping[str, Rows], dense: str, times: Mapping[str, SettingTime]) -> list[str]:
     notes = [SPEED_NOTE]
     if len({key[:2] for key in answers[dense]}) < len(answers[dense]):
         notes.append(DEPENDENT_NOTE)
@@ -139,11 +146,11 @@ def _notes(answers: Mapping[str, Rows], dense: str, times: Mapping[str, SettingT
         for setting, count in lacking.items()
         if count
     ]
-    starts = {start for time in times.values() if time for start in time.starts}
+    starts = {start for time in times.values() for start in time.starts}
     if len(starts) > 1:
         notes.append(
-            f"The times were taken in {len(starts)} starts of the job: compare speeds with care; a realised share is "
-            "against the dense model timed beside the setting."
+            f"The times were taken in {len(starts)} starts of the job; those of earlier ones are brought to the "
+            "latest by the time of the dense model, which was taken beside them each time."
         )
     return notes
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline.comparison import Interval
@@ -79,6 +79,16 @@ class SettingTime:
     questions: int
     peak_bytes: int
     starts: tuple[str, ...]
+
+    def brought_to(self, dense: float) -> SettingTime:
+        """The times as they would be where dense takes `dense` seconds: another measurement had another load."""
+        factor = dense / self.dense
+        return replace(
+            self,
+            seconds={part: factor * seconds for part, seconds in self.seconds.items()},
+            totals=[factor * seconds for seconds in self.totals],
+            dense=dense,
+        )
 
     def per_second(self, amount: int) -> Interval:
         """Median, least and most over the repeats."""

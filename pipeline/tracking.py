@@ -6,6 +6,7 @@ is in the output's `metrics.jsonl`, from where the next start of the run sends i
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -38,6 +39,8 @@ DEFAULTS = {
 }
 """The thread does the retrying; set in the environment, they win over these defaults."""
 PARENT_TAG = "mlflow.parentRunId"
+TABLES_TAG = "mlflow.loggedArtifacts"
+"""By which MLflow's pages know a table."""
 ARTIFACT_FOLDER = "mlflow-artifacts"
 _ALLOWED = re.compile(r"[^\w\-. /]")
 
@@ -127,7 +130,7 @@ class Tracker:
             Whether the store has everything.
         """
         if table:
-            self._add(lambda client: client.log_table(self._id(), dict(table), table_name))
+            self._add(lambda client: _log_table(client, self._id(), table, table_name))
         self._add(lambda client: client.set_terminated(self._id(), status))
         self._closing.set()
         self._more.set()
@@ -228,6 +231,13 @@ class Tracker:
 
     def _log_line(self, client: MlflowClient, line: Mapping[str, Any]) -> None:
         _log_metrics(client, self._id(), line)
+
+
+def _log_table(client: MlflowClient, run_id: str, table: Mapping[str, list[Any]], name: str) -> None:
+    """What `client.log_table` writes, in place of an earlier start's table: that function appends to it."""
+    rows = [list(row) for row in zip(*table.values(), strict=True)]
+    client.log_dict(run_id, {"columns": list(table), "data": rows}, name)
+    client.set_tag(run_id, TABLES_TAG, json.dumps([{"path": name, "type": "table"}]))
 
 
 def _log_metrics(client: MlflowClient, run_id: str, line: Mapping[str, Any]) -> None:

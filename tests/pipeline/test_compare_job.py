@@ -121,6 +121,8 @@ def test_it_is_written_as_parquet_csv_and_nested_runs(folder: Path, model: Path)
     run_compare(words(folder, model))
     again = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert len(again) == len(children)
+    tables = client.load_table(parent.info.experiment_id, "comparison.json", [parent.info.run_id])
+    assert list(tables["setting"]) == list(SLUGS)
 
 
 def test_its_report_shows_what_each_setting_kept_of_pictures_from_all_over_the_corpus(
