@@ -161,12 +161,15 @@ class RunConfig:
     run_name: str | None = option("MLflow run name; else the output's name", None)
     parent_run: str | None = option("MLflow run that this one belongs under", None)
     log_every: float = option("seconds between progress lines", 10.0, convert=number(0.1))
+    retry_quarantined: bool = option("ask again what stands in quarantine", False, convert=flag)
     overwrite: bool = option("remove the output's earlier run first", False, convert=flag)
 
     def __post_init__(self) -> None:
         if not self.input:
             raise UserError("no input: give --input at least once")
         self._check_auto()
+        if self.retry_quarantined and self.overwrite:
+            raise UserError("--overwrite removes what --retry-quarantined would ask again: give one of them")
         parsed = self.parsed_reduction
         if self.split is not None and len(parsed.places) < 2:
             raise UserError(

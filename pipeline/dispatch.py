@@ -209,7 +209,7 @@ class Dispatcher:
             return
         lease, replica.lease, replica.failures = replica.lease, None, 0
         attempts = self.queue.finish(lease, answer)
-        if answer.answers or lease.ref.task is None:
+        if answer.answers or lease.whole:
             self._patience.success()
         if isinstance(answer, ShardReport):
             answer.attempts = attempts
@@ -246,7 +246,7 @@ class Dispatcher:
         outcome = self.queue.lose(lease, reason) if lost else self.queue.fail(lease, reason)
         if outcome:
             yield outcome
-        self._patience.failure(lease.ref.task is None, outcome, reason, max(self._target, len(self._replicas)))
+        self._patience.failure(lease.whole, outcome, reason, max(self._target, len(self._replicas)))
 
     def _count_failed_start(self, reason: str) -> None:
         self._failed_starts += 1

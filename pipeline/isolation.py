@@ -11,6 +11,8 @@ from reduction.flops import Flops
 
 MOST_IN_A_ROW = 32
 """Questions that may fail one after the other: beyond, the cause is not in the questions."""
+FEWEST = 4
+"""Questions that must have failed before it is said that a model answers nothing."""
 LONGEST_REASON = 300
 
 
@@ -32,6 +34,8 @@ class Isolation:
         together: Callable[[Sequence[Sequence[Picture]]], Iterator[tuple[int, list[Row]]]] | None = None,
     ) -> None:
         self._answer, self._together = answer, together
+        self.forgiving = False
+        """Whether what is asked has failed before, so that failures say nothing of the model."""
         self._worked = False
         self._failed = 0
         self._last = ""
@@ -76,19 +80,19 @@ class Isolation:
             yield from rows
 
     def check(self) -> None:
-        """To be called where a shard or slice ends, before it is committed.
+        """To be called where a shard ends, before it is committed.
 
         Raises:
-            ModelFailing: questions have failed, and not one has ever been answered.
+            ModelFailing: several questions have failed, and not one has ever been answered.
         """
-        if self._failed and not self._worked:
+        if self._failed >= FEWEST and not self._worked and not self.forgiving:
             raise ModelFailing(f"the model has answered nothing yet, and fails with {self._last}")
 
     def _rejected(self, picture: Picture, error: Exception) -> Row:
         text = " ".join(str(error).split())[:LONGEST_REASON]
         self._last = f"{type(error).__name__}: {text}"
         self._failed += 1
-        if self._failed > MOST_IN_A_ROW:
+        if self._failed > MOST_IN_A_ROW and not self.forgiving:
             raise ModelFailing(f"{self._failed} questions in a row failed, the last with {self._last}") from error
         one = picture.asked[0]
         return one.order, rejection(one, "model", self._last), Flops()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.answer_sample import answer_sample
@@ -23,6 +23,7 @@ from pipeline.records import ShardRef
 from pipeline.run_folder import METRICS_PATH, RunFolder, prepare
 from pipeline.shard_loop import Ending, ShardLoop
 from pipeline.storage import Output, StorageError, open_output
+from pipeline.tasks import Retry
 from pipeline.totals import Totals
 from pipeline.tracked_run import about_run
 from pipeline.tracking import CLOSE_SECONDS, Tracker
@@ -123,7 +124,16 @@ class _Job:
             self.progress.say(f"{sentence}; the shard is done again")
         if self.folder.resumed:
             self.progress.say(f"continuing: {len(self.refs) - len(pending)} of {len(self.refs)} shards are done")
-        return pending
+        return [*pending, *self._retries()] if self.config.retry_quarantined else pending
+
+    def _retries(self) -> list[ShardRef]:
+        """The shards whose quarantine is asked again."""
+        retries = self.scan.quarantined(self.refs)
+        for ref in retries:
+            if report := Ledger(self.output).report(ref.name, ref.url):
+                self.meter.retry(report)
+        self.progress.say(f"asking again what is quarantined in {len(retries)} shards")
+        return [replace(ref, task=Retry()) for ref in retries]
 
     def _work(self, pending: list[ShardRef]) -> Ending:
         if not pending:
@@ -165,6 +175,7 @@ class _Job:
             "mlflow_run_id": self.tracker.run_id or self.folder.mlflow_run_id,
             "complete": ending.exit_code == 0,
             "shards_listed": len(self.refs),
+            **({"recovered": self.meter.recovered} if self.config.retry_quarantined else {}),
             "failed_shards": {one.ref.name: one.reason for one in ending.failed},
         }
 

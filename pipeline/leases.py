@@ -33,6 +33,11 @@ class Lease:
     losses: int = 0
     """Replicas that this task has cost."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether it is not one of a shard's pieces."""
+        return self.ref.task is None or isinstance(self.ref.task, Retry)
+
 
 @dataclass(frozen=True, slots=True)
 class FailedShard:

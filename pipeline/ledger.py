@@ -56,6 +56,17 @@ class LedgerScan:
                 chosen.setdefault(shard_id(ref.url), ref)
         return list(chosen.values())
 
+    def quarantined(self, refs: Iterable[ShardRef]) -> list[ShardRef]:
+        """The shards that are done, unchanged and there, and hold questions without an answer."""
+        found: dict[str, ShardRef] = {}
+        for ref in refs:
+            entry = self.entries.get(shard_id(ref.url))
+            if entry is None or ref.missing or entry.fingerprint != ref.fingerprint:
+                continue
+            if any(path.startswith("quarantine/") for path, _ in entry.parts):
+                found.setdefault(entry.url, ref)
+        return list(found.values())
+
     @property
     def known_names(self) -> dict[str, str]:
         """Shard URL -> the name that it has in the rows already written."""

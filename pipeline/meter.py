@@ -32,6 +32,9 @@ class Meter:
         self.first_answer: float | None = None
         """Seconds from the run's beginning to its first answer."""
         self._began = time.monotonic() if began is None else began
+        self.recovered = 0
+        """Answers to questions that stood in quarantine."""
+        self._retried: dict[str, ShardReport] = {}
         self._first_ready: float | None = None
         self._last_report: float | None = None
         self._recent: deque[tuple[float, int, int]] = deque()
@@ -43,7 +46,15 @@ class Meter:
             self._first_ready = time.monotonic()
             self._recent.append((self._first_ready, 0, 0))
 
+    def retry(self, report: ShardReport) -> None:
+        """A finished shard is worked on again: its next report takes the place of this one."""
+        self._retried[report.shard] = report
+
     def add(self, report: ShardReport) -> None:
+        if before := self._retried.pop(report.shard, None):
+            self.recovered += report.answers - before.answers
+            self.now.add(before, -1)
+            self.whole.add(before, -1)
         self.now.add(report)
         self.whole.add(report)
         self._last_report = time.monotonic()

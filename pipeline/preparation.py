@@ -21,6 +21,7 @@ from pipeline.images import ImageError, ImageTransform, decode_image
 from pipeline.limits import ReadLimits
 from pipeline.prompts import PromptError, PromptFormat
 from pipeline.records import Rejection, Sample, ShardRef
+from pipeline.retrying import Select
 from pipeline.shards import ShardEnd, read_shard
 
 PENDING = 16
@@ -65,11 +66,11 @@ class Preparation:
         """Members of shards met so far: a sign of life while nothing else happens."""
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="decode-images")
 
-    def windows(self, ref: ShardRef) -> Generator[Window, None, None]:
-        """Yield the windows of a shard; the last one has its end."""
+    def windows(self, ref: ShardRef, select: Select = lambda items: items) -> Generator[Window, None, None]:
+        """Yield the windows of a shard, or of the items that `select` leaves of it; the last one has its end."""
         ready: queue.Queue[Window | BaseException] = queue.Queue(maxsize=1)
         abandoned = threading.Event()
-        reader = threading.Thread(target=self._read, args=(ref, ready, abandoned), daemon=True)
+        reader = threading.Thread(target=self._read, args=(ref, select, ready, abandoned), daemon=True)
         reader.start()
         try:
             while True:
@@ -90,20 +91,21 @@ class Preparation:
     def _read(
         self,
         ref: ShardRef,
+        select: Select,
         ready: queue.Queue[Window | BaseException],
         abandoned: threading.Event,
     ) -> None:
         try:
-            for window in self._fill(ref):
+            for window in self._fill(ref, select):
                 ready.put(window)
                 if abandoned.is_set():
                     return
         except BaseException as error:  # handed to the thread that iterates
             ready.put(error)
 
-    def _fill(self, ref: ShardRef) -> Iterator[Window]:
+    def _fill(self, ref: ShardRef, select: Select) -> Iterator[Window]:
         filling = _Filling(self.window)
-        items = read_shard(ref, self.prompt, self.limits, self._passed)
+        items = select(read_shard(ref, self.prompt, self.limits, self._passed))
         for order in itertools.count():
             began = time.perf_counter()
             item = next(items)

@@ -13,9 +13,10 @@ from pipeline.limits import ReadLimits
 from pipeline.preparation import Preparation, Window
 from pipeline.records import FLOP_PARTS, Answer, Rejection, ShardRef, ShardReport, SliceReport
 from pipeline.replica import Replica, ReplicaSettings
+from pipeline.retrying import Select, retry_shard
 from pipeline.staging import assemble, finish_shard
 from pipeline.storage import open_output
-from pipeline.tasks import Assembly
+from pipeline.tasks import Assembly, Retry
 
 WINDOW_BATCHES = 8
 """Batches planned together: enough that prompts of like length meet, few enough that pictures fit in memory."""
@@ -67,13 +68,34 @@ class ShardWorker:
         """
         if isinstance(ref.task, Assembly):
             return assemble(self.output, ref, ref.task, self.provenance)
+        if isinstance(ref.task, Retry):
+            return retry_shard(
+                self.output, ref, ref.task, self.provenance, lambda select: self._annotate(ref, select)[:3]
+            )
+        report, answers, rejections, numbered = self._annotate(ref)
+        return finish_shard(
+            self.output,
+            ref,
+            report,
+            answers,
+            rejections,
+            self.provenance,
+            numbered=numbered,
+            window=self.preparation.window,
+        )
+
+    def _annotate(
+        self, ref: ShardRef, select: Select = lambda items: items
+    ) -> tuple[ShardReport, list[Answer], list[Rejection], int]:
+        """The costs and rows of what `select` leaves of a shard, and how many samples it was numbered to have."""
+        self.isolation.forgiving = ref.task is not None
         self._taken = began = time.perf_counter()
         report = ShardReport(ref.name, ref.url, ref.fingerprint)
         self.replica.engine.stopwatch.seconds.clear()
         answers: dict[Place, Answer] = {}
         rejections: list[tuple[Place, Rejection]] = []
         numbered = 0
-        for window in self.preparation.windows(ref):
+        for window in self.preparation.windows(ref, select):
             self._answer(window, answers, rejections, report)
             for stage, seconds in window.seconds.items():
                 report.seconds[stage] += seconds
@@ -85,16 +107,7 @@ class ShardWorker:
             report.seconds[stage] += seconds
         report.wall_seconds = time.perf_counter() - began
         rejections.sort(key=lambda row: row[0])
-        return finish_shard(
-            self.output,
-            ref,
-            report,
-            [answers[place] for place in sorted(answers)],
-            [row for _, row in rejections],
-            self.provenance,
-            numbered=numbered,
-            window=self.preparation.window,
-        )
+        return report, [answers[place] for place in sorted(answers)], [row for _, row in rejections], numbered
 
     def _answer(
         self,

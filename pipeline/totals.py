@@ -41,18 +41,19 @@ class Totals:
     scores_by_kind: dict[str, tuple[int, float]] = field(default_factory=dict)
     """Question kind -> (number scored, sum of scores)."""
 
-    def add(self, report: ShardReport) -> None:
-        self.shards += 1
-        self.incomplete_shards += report.incomplete is not None
+    def add(self, report: ShardReport, times: int = 1) -> None:
+        """Add a report; with `times=-1` take it out again."""
+        self.shards += times
+        self.incomplete_shards += times * (report.incomplete is not None)
         for name in SUMMED:
-            setattr(self, name, getattr(self, name) + getattr(report, name))
+            setattr(self, name, getattr(self, name) + times * getattr(report, name))
         for stage, seconds in report.seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + times * seconds
         for part, flops in report.flops.items():
-            self.flops[part] = self.flops.get(part, 0.0) + flops
+            self.flops[part] = self.flops.get(part, 0.0) + times * flops
         for kind, (scored, correct) in report.scores_by_kind.items():
             before = self.scores_by_kind.get(kind, (0, 0.0))
-            self.scores_by_kind[kind] = (before[0] + scored, before[1] + correct)
+            self.scores_by_kind[kind] = (before[0] + times * scored, before[1] + times * correct)
 
     @property
     def reconciled(self) -> bool:

@@ -23,12 +23,13 @@ from pipeline.job import JobParts, JobResult, run
 from pipeline.limits import ReadLimits
 from pipeline.places import located
 from pipeline.records import Answer, Rejection, Sample, ShardRef, ShardReport, SliceReport
+from pipeline.retrying import Select, retry_shard
 from pipeline.run_folder import RunFolder
 from pipeline.scoring import score
 from pipeline.shards import ShardEnd, read_shard
 from pipeline.staging import assemble, finish_shard
 from pipeline.storage import open_output
-from pipeline.tasks import Assembly
+from pipeline.tasks import Assembly, Retry
 
 
 class EchoWorker:
@@ -62,11 +63,23 @@ class EchoWorker:
             return assemble(open_output(self.output), ref, ref.task, self.provenance)
         if ref.name == self.fail:
             raise OSError("the storage is away")
+        if isinstance(ref.task, Retry):
+            return retry_shard(
+                open_output(self.output), ref, ref.task, self.provenance, lambda select: self._annotate(ref, select)[:3]
+            )
+        report, answers, rejections, numbered = self._annotate(ref)
+        return finish_shard(
+            open_output(self.output), ref, report, answers, rejections, self.provenance, numbered=numbered
+        )
+
+    def _annotate(
+        self, ref: ShardRef, select: Select = lambda items: items
+    ) -> tuple[ShardReport, list[Answer], list[Rejection], int]:
         report = ShardReport(ref.name, ref.url, ref.fingerprint)
         answers: list[Answer] = []
         rejections: list[Rejection] = []
         numbered = 0
-        for item in read_shard(ref, self.prompt, self.limits):
+        for item in select(read_shard(ref, self.prompt, self.limits)):
             if isinstance(item, ShardEnd):
                 report.samples, report.incomplete, numbered = item.samples, item.incomplete_reason, item.numbered
                 break
@@ -75,9 +88,7 @@ class EchoWorker:
             else:
                 answers += self._answers(item)
         report.flops["prefill"] = 1e9 * len(answers)
-        return finish_shard(
-            open_output(self.output), ref, report, answers, rejections, self.provenance, numbered=numbered
-        )
+        return report, answers, rejections, numbered
 
     def _answers(self, sample: Sample) -> Iterator[Answer]:
         for one in sample.questions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from pipeline.cluster import ReplicaLost, RunStopped, ShardFailed
 from pipeline.dispatch import Dispatcher, DispatchSettings, ReplicaReplaced, ReplicaStarted
 from pipeline.leases import FailedShard, Narrowed
 from pipeline.records import ShardRef, ShardReport, SliceReport
-from pipeline.tasks import END, LETHAL, WHOLE, Assembly, Slice
+from pipeline.tasks import END, LETHAL, WHOLE, Assembly, Retry, Slice
 
 Outcome = Exception | None
 WINDOW = 4
@@ -194,6 +195,16 @@ def test_a_shard_whose_slices_keep_failing_is_given_up_whole_and_the_others_go_o
     events = list(Dispatcher(script, refs(4), DispatchSettings(max_attempts=2)).run())
     assert [event.ref for event in events if isinstance(event, FailedShard)] == [refs(4)[1]]
     assert sorted(reports(events)) == ["0", "2", "3"]
+
+
+def test_a_retry_that_kills_goes_on_without_what_has_killed_before() -> None:
+    script = Script({"0": [ReplicaLost("a"), ReplicaLost("b")], "1": [ReplicaLost("c")] * 4})
+    asked = [replace(ref, task=Retry()) for ref in refs(2)]
+    events = list(Dispatcher(script, asked, DispatchSettings()).run())
+    assert script.log == ["0", "0", "0", "1", "1", "1", "1"]
+    assert reports(events) == ["0"]
+    assert [event.ref.task for event in events if isinstance(event, Narrowed)] == [Retry(), Retry()]
+    assert [event.ref for event in events if isinstance(event, FailedShard)] == [refs(2)[1]]
 
 
 def test_fewer_shards_than_replicas_keep_all_of_them_busy() -> None:

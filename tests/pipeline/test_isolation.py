@@ -73,10 +73,19 @@ def test_a_model_that_fails_whatever_it_is_asked_is_not_the_questions_fault() ->
     isolation = Isolation(Model(set(range(200))))
     with pytest.raises(ModelFailing, match="33 questions in a row failed, the last with RuntimeError: shape mismatch"):
         list(isolation.rows(pictures([1] * 200)))
-    small = Isolation(Model({0, 1}))
-    assert len(list(small.rows(pictures([1, 1])))) == 2
+    small = Isolation(Model(set(range(4))))
+    assert len(list(small.rows(pictures([1, 1, 1])))) == 3
+    small.check()
+    list(small.rows(pictures([1])))
     with pytest.raises(ModelFailing, match="answered nothing yet"):
         small.check()
+
+
+def test_what_has_failed_before_may_fail_again() -> None:
+    isolation = Isolation(Model(set(range(200))))
+    isolation.forgiving = True
+    assert len(list(isolation.rows(pictures([1] * 200)))) == 200
+    isolation.check()
 
 
 def test_failures_with_answers_between_them_do_not_add_up() -> None:
