@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.batching import Asked, Picture
-from pipeline.isolation import MOST_IN_A_ROW, Isolation, ModelFailing, Row
+from pipeline.isolation import MOST_IN_A_ROW, Isolation, ModelFailing
 from pipeline.prompts import Prompt
 from pipeline.records import Question, Rejection, Sample
-from pipeline.replica import rejection
+from pipeline.replica import Row, rejection
 from reduction.flops import Flops
 
 

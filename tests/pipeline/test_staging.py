@@ -79,7 +79,7 @@ def test_a_shard_done_in_slices_has_the_bytes_of_one_done_at_once(
     assert isinstance(whole, ShardReport)
     assert len(slices) == 4
     assert [part["sha256"] for part in sliced.parts] == [part["sha256"] for part in whole.parts]
-    timeless = {"seconds": {}, "wall_seconds": 0.0}
+    timeless = {"seconds": {}, "wall_seconds": 0.0, "first_answer_seconds": 0.0}
     assert replace(sliced, **timeless, flops={}) == replace(whole, **timeless, flops={})  # type: ignore[arg-type]
     assert sliced.flops == pytest.approx(whole.flops)
     assert whole.incomplete
