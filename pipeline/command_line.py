@@ -54,6 +54,8 @@ def parse_options(arguments: Sequence[str] | None, kind: type[Config], program: 
     """The configuration of `kind` that a command line of `program` asks for; raises as `parse_command` does."""
     given = vars(_parser(kind, program, about).parse_args(arguments))
     path = given.pop("config", None)
+    if path and "://" in path:
+        raise UserError(f"--config {path} is a URL: give a file on this machine")
     from_file = read_yaml(Path(path), kind) if path else {}
     return build({**from_file, **_converted(given, "--{}", kind)}, kind)
 

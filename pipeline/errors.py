@@ -5,9 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from pipeline.locations import redact_urls
+
 
 class UserError(ValueError):
-    """Something the user gave cannot be used; the message is one sentence: what, where, what to do."""
+    """Something the user gave cannot be used; the message is one sentence: what, where, what to do.
+
+    Credentials in URLs are cut out of it, whatever quotes them: an option's value, a file's line, a library's error.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact_urls(message))
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

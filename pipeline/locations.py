@@ -15,6 +15,10 @@ _PLAIN_PARAMETERS = frozenset({"id", "name", "file", "filename", "path", "versio
 _SECRET_PARAMETER = re.compile(
     r"sig|token|secret|key|pass|pwd|auth|cred|expires|policy|^x-|^s[a-z]{1,2}$", flags=re.IGNORECASE
 )
+_USER = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://([^?#]*:[^?#]*@)")
+"""User and password; a secret key may hold slashes."""
+_DIGEST = re.compile(r"~[0-9a-f]{8}\W*$")
+"""What stands for the value of a parameter that was redacted before."""
 
 
 def is_local(location: str) -> bool:
@@ -59,8 +63,11 @@ def redact(text: str) -> str:
     of other unknown parameters become a digest, so that two different files stay two. In any other text, such as a
     library's error message, every URL is treated so.
     """
-    if _SCHEME.match(text):
-        return _redacted_url(text)
+    return _redacted_url(text) if _SCHEME.match(text) else redact_urls(text)
+
+
+def redact_urls(text: str) -> str:
+    """A text, which may begin with a URL without being one, with every URL in it redacted; twice is as once."""
     return _URL_IN_TEXT.sub(lambda match: _redacted_url(match.group()), text)
 
 
@@ -81,7 +88,7 @@ def _redacted_url(url: str) -> str:
 
 
 def _redacted(name: str, value: str) -> str:
-    if name.lower() in _PLAIN_PARAMETERS:
+    if name.lower() in _PLAIN_PARAMETERS or _DIGEST.match(value):
         return f"{name}={value}"
     if _SECRET_PARAMETER.search(name):
         return ""
@@ -89,5 +96,8 @@ def _redacted(name: str, value: str) -> str:
 
 
 def without_secrets(message: str, location: str) -> str:
-    """The message of a library's error, which may quote the location, with every URL redacted."""
-    return redact(message.replace(location, redact(location)))
+    """The message of a library's error, which may quote the location or a part of it, without its credentials."""
+    message = message.replace(location, redact(location))
+    if user := _USER.match(location):
+        message = message.replace(user[1], "")
+    return redact_urls(message)

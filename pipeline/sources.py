@@ -61,15 +61,15 @@ def decompressed(raw: BinaryIO) -> BinaryIO:
 
 
 def as_meant(error: Exception) -> Exception:
-    """The error that a storage library meant: fsspec calls every failure of an HTTP server a missing file."""
-    cause = error.__cause__
-    if not isinstance(error, FileNotFoundError) or not type(cause).__module__.startswith("aiohttp"):
+    """The error that a storage library meant: fsspec calls most failures of an HTTP server a missing file."""
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
+    if not type(cause).__module__.startswith("aiohttp"):
         return error
     status = getattr(cause, "status", None)
     if status in (401, 403):
         return PermissionError(f"HTTP status {status}")
     if status in (404, 410):
-        return error
+        return FileNotFoundError(f"HTTP status {status}")
     return ConnectionError(f"HTTP status {status}" if status else str(cause))
 
 

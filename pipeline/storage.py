@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.file_stores import FileStore, LocalStore, RemoteStore, StoredFile
-from pipeline.locations import redact
+from pipeline.locations import redact, without_secrets
 
 
 class StorageError(UserError):
@@ -121,9 +121,8 @@ class Output:
             raise StorageError(f"cannot {action} {path} in {self.url}: no such folder or bucket") from error
         except Exception as error:
             # fsspec's storages raise their client libraries' own types; the user needs the one sentence.
-            raise StorageError(
-                f"cannot {action} {path} in {self.url}: {_advice(error, self.local_root is None)}"
-            ) from error
+            advice = without_secrets(_advice(error, self.local_root is None), self._url)
+            raise StorageError(f"cannot {action} {path} in {self.url}: {advice}") from error
 
 
 def _advice(error: Exception, remote: bool) -> str:
