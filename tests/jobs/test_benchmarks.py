@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.benchmark_engine import make_work, parse_arguments, split_settings
 from pipeline.engine import Engine
@@ -21,6 +20,7 @@ from reduction.flops import count
 from reduction.settings import Reduction
 from reduction.shapes import DecoderShape, ModelShape, VisionShape, from_config
 from tests.checkpoint import save_checkpoint
+from tests.reduction.test_flops import operations
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -117,9 +117,10 @@ def test_work_flops_are_what_the_engine_computes(questions: int) -> None:
     engine = toy_engine("ficoco-l:6,start=2,layers=1")
     arguments = ["--model-shape", "toy", "--batch-size", "3", "--text-tokens", "41", "--new-tokens", "4"]
     work = make_work(engine.model, parse_arguments([*arguments, "--questions-per-image", str(questions)]))
-    with FlopCounterMode(display=False) as counter:
-        engine.answer(work.images, work.prefix, work.requests)
-    assert work_flops(engine, work).total == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    seen = operations(lambda: engine.answer(work.images, work.prefix, work.requests))
+    # A mean over words that may be padded is a product too, which is not counted: 2 FLOPs per word and visual token.
+    uncounted = sum(seen.values()) - work_flops(engine, work).total
+    assert 0 <= uncounted <= 3 * 2 * 41 * 16
 
 
 def test_timing_leaves_the_functions_it_times_as_they_were() -> None:
