@@ -88,10 +88,18 @@ class Ledger:
         self.output.put_atomic(report_path(file_stem(report.shard, report.url)), encode_report(report))
 
     def report(self, shard: str, url: str) -> ShardReport | None:
-        """The report of one shard; None where there is none or it cannot be read."""
+        """The report of one shard; None where there is none, or what is there is none.
+
+        Raises:
+            StorageError: it cannot be read now.
+        """
         try:
-            return decode_report(self.output.read(report_path(file_stem(shard, url))))
-        except (FileNotFoundError, ValueError):
+            content = self.output.read(report_path(file_stem(shard, url)))
+        except FileNotFoundError:
+            return None
+        try:
+            return decode_report(content)
+        except ValueError:
             return None
 
     def retract(self, shard: str, url: str) -> None:

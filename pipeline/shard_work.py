@@ -16,7 +16,7 @@ from pipeline.replica import Replica, ReplicaSettings
 from pipeline.retrying import Select, retry_shard
 from pipeline.staging import assemble, finish_shard
 from pipeline.storage import open_output
-from pipeline.tasks import Assembly, Retry
+from pipeline.tasks import Assembly, Retry, Slice, Task
 
 WINDOW_BATCHES = 8
 """Batches planned together: enough that prompts of like length meet, few enough that pictures fit in memory."""
@@ -88,7 +88,7 @@ class ShardWorker:
         self, ref: ShardRef, select: Select = lambda items: items
     ) -> tuple[ShardReport, list[Answer], list[Rejection], int]:
         """The costs and rows of what `select` leaves of a shard, and how many samples it was numbered to have."""
-        self.isolation.forgiving = ref.task is not None
+        self.isolation.forgiving = self._suspect(ref.task)
         self._taken = began = time.perf_counter()
         report = ShardReport(ref.name, ref.url, ref.fingerprint)
         self.replica.engine.stopwatch.seconds.clear()
@@ -108,6 +108,12 @@ class ShardWorker:
         report.wall_seconds = time.perf_counter() - began
         rejections.sort(key=lambda row: row[0])
         return report, [answers[place] for place in sorted(answers)], [row for _, row in rejections], numbered
+
+    def _suspect(self, task: Task | None) -> bool:
+        """Whether so little is asked, after a failure, that all of it may fail though the model works."""
+        if isinstance(task, Slice):
+            return task.stop is not None and task.stop - task.first < self.preparation.window
+        return isinstance(task, Retry)
 
     def _answer(
         self,

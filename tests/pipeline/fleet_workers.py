@@ -11,6 +11,8 @@ from typing import Any
 
 from pipeline.limits import ReadLimits
 from pipeline.records import Answer, Sample, ShardRef, ShardReport
+from pipeline.sources import SourceError
+from pipeline.storage import StorageError
 from tests.pipeline.echo_job import EchoWorker
 
 
@@ -18,7 +20,7 @@ class Worker:
     """Reports one answer per shard. A file named in `triggers` makes it misbehave once, at the shard of that name.
 
     Args:
-        folder: where `<shard>.<what>` files stand; `what` is kill, raise, hang or slow.
+        folder: where `<shard>.<what>` files stand; `what` is kill, raise, source, storage, hang or slow.
     """
 
     def __init__(self, folder: str, seconds: float = 0.0, broken: str = "") -> None:
@@ -42,6 +44,10 @@ class Worker:
             os.kill(os.getpid(), signal.SIGKILL)
         if self._take(ref, "raise"):
             raise OSError("the disk said no")
+        if self._take(ref, "source"):
+            raise SourceError("the bucket said 503")
+        if self._take(ref, "storage"):
+            raise StorageError("the disk is full")
         if (self.folder / f"{ref.name}.always").exists():
             raise ValueError("this shard never works")
         if self._take(ref, "device"):

@@ -78,8 +78,9 @@ def test_a_replica_killed_from_outside_is_replaced(tmp_path: Path) -> None:
     assert sorted(finished) == [r.name for r in refs(6)]
 
 
-def test_an_exception_costs_the_shard_an_attempt_and_the_replica_stays(tmp_path: Path) -> None:
-    (tmp_path / "00000.tar.raise").touch()
+@pytest.mark.parametrize("what", ["raise", "source", "storage"])
+def test_an_exception_costs_the_shard_an_attempt_and_the_replica_stays(tmp_path: Path, what: str) -> None:
+    (tmp_path / f"00000.tar.{what}").touch()
     events = list(dispatcher(tmp_path, 3).run())
     reports = {event.shard: event.attempts for event in events if isinstance(event, ShardReport)}
     assert reports == {"00000.tar": 2, "00001.tar": 1, "00002.tar": 1}

@@ -18,9 +18,11 @@ from mlflow import MlflowClient
 
 from pipeline.errors import UserError
 from tests.pipeline.echo_job import run_echo
-from tests.pipeline.shard_bytes import JPEG, numbered, tar_bytes
+from tests.pipeline.shard_bytes import JPEG, encoded, noise, numbered, tar_bytes
 
 ROOT = Path(__file__).parents[2]
+PICTURE = encoded(noise(120, 120))
+"""43 kB, so that a few of them make a shard worth slicing."""
 
 
 @pytest.fixture
@@ -63,6 +65,26 @@ def test_a_whole_run_says_what_it_did_everywhere(folder: Path) -> None:
     assert lines[-1]["answers"] == 12.0
     assert metric(folder, summary["mlflow_run_id"], "answers")[-1] == (lines[-1]["step"], 12.0)
     assert not (out / "driver.lock").exists()
+
+
+def test_one_shard_on_two_replicas_is_done_in_slices_and_has_the_bytes_of_one_replica(folder: Path) -> None:
+    for path in (folder / "corpus").iterdir():
+        path.unlink()
+    members = [
+        (f"{i:03d}{e}", c) for i in range(31) for e, c in ((".png", PICTURE), (".json", {"questions": ["a", 5]}))
+    ]
+    data = tar_bytes([*members[:40], ("000.png", JPEG), *members[40:], ("torn.png", JPEG)])
+    (folder / "corpus" / "a.tar").write_bytes(data[:-600])
+    parts = []
+    for replicas in (1, 2):
+        out = folder / f"out-{replicas}"
+        result = run_echo(folder, "--output", str(out), "--replicas", str(replicas), "--metric", "exact")
+        assert (result.exit_code, result.summary["answers"], result.summary["quarantined"]) == (0, 31, 33)
+        assert (out / "staged").exists() == (replicas == 2)
+        parts.append([(path.name, path.read_bytes()) for path in sorted(out.glob("*/*.parquet"))])
+    assert len(parts[0]) == 2
+    assert parts[0] == parts[1]
+    assert not list((folder / "out-2" / "staged").iterdir())
 
 
 def test_a_rerun_does_nothing_again_and_gives_the_same_totals(folder: Path) -> None:

@@ -21,7 +21,7 @@ from pipeline.faults import COMMIT_POINTS
 from pipeline.ledger import Ledger, decode_report, encode_report
 from pipeline.part_names import file_stem, is_own, report_path
 from pipeline.records import ShardRef, ShardReport
-from pipeline.storage import Output, open_output
+from pipeline.storage import Output, StorageError, open_output
 from tests.pipeline.output_rows import PROVENANCE, answer, rejection, report
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -232,3 +232,12 @@ def test_reading_a_large_ledger_is_quick(output: Output) -> None:
     start = time.process_time()
     assert len(Ledger(output).done()) == 5_000
     assert time.process_time() - start < 1.5
+
+
+def test_a_report_that_cannot_be_read_now_is_not_taken_for_none(output: Output, tmp_path: Path) -> None:
+    commit(output)
+    path = tmp_path / report_path(file_stem("00000.tar", "/corpus/00000.tar"))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StorageError, match="cannot read ledger/"):
+        Ledger(output).report("00000.tar", "/corpus/00000.tar")
