@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, ReductionError) as error:
         print(f"caption_corpus: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("caption_corpus: stopped by SIGINT; run the same command again to continue", file=sys.stderr)
+        return 130
     print(json.dumps(result.summary), flush=True)
     return result.exit_code
 

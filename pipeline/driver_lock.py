@@ -13,6 +13,7 @@ import secrets
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -64,13 +65,14 @@ class DriverLock:
         return self
 
     def release(self) -> None:
-        """Give the lock back, if it is still this driver's."""
+        """Give the lock back, if it is still this driver's; on storage that fails now it is left to expire."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        holder = self._holder()
-        if holder is not None and holder.get("owner") == self._owner:
-            self.output.delete(LOCK_PATH)
+        with suppress(StorageError):
+            holder = self._holder()
+            if holder is not None and holder.get("owner") == self._owner:
+                self.output.delete(LOCK_PATH)
 
     def __enter__(self) -> Self:
         return self.acquire()

@@ -109,7 +109,7 @@ class _Job:
             elif ending.reason:
                 done = f"{self.meter.whole.shards} of {len(self.refs)} shards are done"
                 self.progress.say(f"{ending.reason}; {done}, run the same command again to continue")
-            self.log.flush()
+            self._write_metrics(self.log.flush)
         finally:
             # Also on the way out of an error: the tracking run must not seem to go on.
             table = answer_sample(self.output) if ending.exit_code == 0 else {}
@@ -145,9 +145,12 @@ class _Job:
             return loop.run(pending)
 
     def _record(self) -> None:
+        self._write_metrics(lambda: self.tracker.log(self.log.append(self.meter.metrics())))
+
+    def _write_metrics(self, write: Callable[[], None]) -> None:
         """Metrics are for looking at: an output that does not take them now must not stop the shards."""
         try:
-            self.tracker.log(self.log.append(self.meter.metrics()))
+            write()
         except (OSError, StorageError) as error:
             self.progress.say(f"{METRICS_PATH} cannot be written now: {error}")
 

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline.run_folder import METRICS_PATH
 from pipeline.storage import Output
@@ -38,8 +38,8 @@ class MetricsLog:
         self.lines.append(line)
         root = self._output.local_root
         if root is not None:
-            with (root / METRICS_PATH).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            with (root / METRICS_PATH).open("ab+") as file:
+                file.write(_end_of_torn_line(file) + json.dumps(line).encode() + b"\n")
         elif time.monotonic() - self._written > REMOTE_SECONDS:
             self.flush()
         return line
@@ -53,6 +53,14 @@ class MetricsLog:
         elif (root / METRICS_PATH).exists():
             with (root / METRICS_PATH).open("rb") as file:
                 os.fsync(file.fileno())
+
+
+def _end_of_torn_line(file: BinaryIO) -> bytes:
+    """What a killed process or a full disk cut off must not swallow the line after it."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return b""
+    file.seek(-1, os.SEEK_END)
+    return b"" if file.read(1) == b"\n" else b"\n"
 
 
 def _read(output: Output) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: ask the run to stop; a second one stops it at once."""
+"""SIGTERM and Ctrl-C: ask the run to stop; a second one stops it at once, and more change nothing."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class Shutdown:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._hurried = False
 
     def requested(self) -> bool:
         return self.signal is not None
@@ -25,9 +26,11 @@ class Shutdown:
         return 128 + self.signal if self.signal else 0
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+        elif not self._hurried:
+            self._hurried = True
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -37,4 +40,6 @@ class Shutdown:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                # A run that was stopped is on its way out: one more Ctrl-C must not tear that apart.
+                leaving = self.signal is not None and number == signal.SIGINT
+                signal.signal(number, signal.SIG_IGN if leaving else handler)

@@ -17,6 +17,8 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.errors import UserError
+from pipeline.metrics_log import MetricsLog
+from pipeline.storage import StorageError
 from tests.pipeline.echo_job import run_echo
 from tests.pipeline.shard_bytes import JPEG, encoded, noise, numbered, tar_bytes
 
@@ -182,6 +184,18 @@ def test_a_tracking_store_that_is_down_costs_nothing_but_a_warning(
     assert "MLflow at http://127.0.0.1:9 fails" in capsys.readouterr().err
     again = run_echo(folder)
     assert metric(folder, again.summary["mlflow_run_id"], "answers")[-1][1] == 12.0
+
+
+def test_metrics_that_cannot_be_written_do_not_spoil_a_finished_run(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(log: MetricsLog) -> None:
+        raise StorageError("the storage is away")
+
+    monkeypatch.setattr(MetricsLog, "flush", fail)
+    assert run_echo(folder).exit_code == 0
+    assert "metrics.jsonl cannot be written now: the storage is away" in capsys.readouterr().err
+    assert (folder / "out" / "_SUCCESS").exists()
 
 
 def test_credentials_are_written_nowhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,6 +235,18 @@ def test_a_lock_that_was_written_though_the_storage_said_no_is_held(
     assert not output.exists(LOCK_PATH)
 
 
+def test_storage_that_fails_when_the_lock_is_given_back_leaves_it_to_expire(
+    output: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str) -> bytes:
+        raise StorageError("the storage is away")
+
+    lock = DriverLock(output).acquire()
+    monkeypatch.setattr(output, "read", fail)
+    lock.release()
+    assert output.exists(LOCK_PATH)
+
+
 def test_the_heartbeat_beats(output: Output) -> None:
     with DriverLock(output, ttl=0.2):
         first = json.loads(output.read(LOCK_PATH))["beat"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from collections.abc import Sequence
 import pytest
 
 from jobs.demo import EXCLUDED, local_ray
+from tests.checkpoint import save_checkpoint
 from tests.torture.processes import PATIENCE, until
-from tests.torture.scene import ROOT, Scene
+from tests.torture.scene import COMMAND, ROOT, Scene
 
 pytestmark = pytest.mark.torture
 
@@ -21,7 +23,10 @@ pytestmark = pytest.mark.torture
 def test_a_signal_ends_a_run_on_ray_in_order(scene: Scene, number: signal.Signals, code: int) -> None:
     run = scene.start(nap=0.5)
     scene.reported(2)
-    run.process.send_signal(number)
+    if number == signal.SIGINT:
+        os.killpg(run.session, number)  # as a terminal does
+    else:
+        run.process.send_signal(number)
     said = run.ends(code)
     assert f"stopped by {number.name}" in said
     assert "run the same command again to continue" in said
@@ -33,7 +38,7 @@ def test_a_signal_ends_a_run_on_ray_in_order(scene: Scene, number: signal.Signal
     scene.check()
 
 
-def test_two_interrupts_end_a_run_at_once(scene: Scene) -> None:
+def test_impatient_interrupts_end_a_run_at_once(scene: Scene) -> None:
     run = scene.start("--stop-grace", "600", "--lease-timeout", "1200", nap=300)
     until(scene.workers, "a shard taken up")
 
@@ -42,10 +47,24 @@ def test_two_interrupts_end_a_run_at_once(scene: Scene) -> None:
         return run.process.poll() is not None
 
     until(ended, "its end")
-    assert "run the same command again to continue" in run.ends(130)
+    said = run.ends(130)
+    assert "stopped at once; 0 of 24 shards are done, run the same command again to continue" in said
+    assert "Traceback" not in said
     run.gone()
     scene.start(nap=0.0).ends(0)
     scene.check()
+
+
+def test_an_interrupt_before_work_begins_is_one_sentence(scene: Scene) -> None:
+    words = [*COMMAND, *scene.options(), "--model", str(save_checkpoint(scene.folder / "model"))]
+    run = scene.launch(words, {})
+    until((scene.output / "driver.lock").exists, "the lock")
+    run.process.send_signal(signal.SIGINT)
+    said = run.ends(130)
+    assert said.splitlines()[-1].endswith("run the same command again to continue")
+    assert "Traceback" not in said
+    assert not (scene.output / "driver.lock").exists()
+    run.gone()
 
 
 def ray(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
