@@ -23,7 +23,9 @@ class ReducedCache(DynamicCache):
         self.prefix, self.suffix = layout.prefix, layout.suffix
         self.padded, self.full, self.prompt_length = layout.padded, layout.full, layout.length
         self.visual_lengths = visual_lengths
-        """Visual tokens that entered each layer."""
+        """Visual tokens that entered each layer, padding of unequal rows included."""
+        self.visual = layout.visual
+        """Which of them are no padding (b, n), the same in all layers; None: all."""
         self.generated = 0
         """Tokens after the prompt."""
         self.next_position = torch.zeros(len(layout.prefix), 1, dtype=torch.long, device=layout.prefix.device)
@@ -39,8 +41,14 @@ class ReducedCache(DynamicCache):
 
     def prompt_real(self, layer: int) -> Tensor:
         """Which of a layer's prompt keys are no padding (b, p + n + s)."""
-        visual = self.prefix.new_ones(len(self.prefix), self.visual_lengths[layer])
+        visual = self.visual
+        if visual is None:
+            visual = self.prefix.new_ones(len(self.prefix), self.visual_lengths[layer])
         return torch.cat([self.prefix, visual, self.suffix], dim=1)
+
+    def dropped(self, layer: int) -> int | Tensor:
+        """Visual tokens fewer than in the unreduced prompt, in a layer; (b, 1) where rows differ."""
+        return self.full - (self.visual_lengths[layer] if self.visual is None else self.visual.sum(1, keepdim=True))
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
@@ -57,6 +65,7 @@ class ReducedCache(DynamicCache):
     def _select(self, rows: Tensor) -> None:
         rows = rows.to(self.prefix.device)
         self.prefix, self.suffix = self.prefix[rows], self.suffix[rows]
+        self.visual = None if self.visual is None else self.visual[rows]
         self.next_position = self.next_position[rows]
 
     def crop(self, tokens_to_remove: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from reduction.errors import ReductionError, unknown
 from reduction.methods import (
+    ADAPTIVE,
     COMPRESSIONS,
     CORRELATIONS,
     FILTERS,
@@ -43,6 +44,16 @@ def check_stages(method: str, filter_: str | None, correlate: str | None, compre
             )
     for row in METHODS[method].values():
         _check_combination(filter_ or row.filter, correlate or row.correlate, compress or row.compress)
+
+
+def check_adaptive(method: str, filters: Iterable[str]) -> None:
+    """Raises ReductionError unless every filter can decide for each image how many tokens stay."""
+    for name in filters:
+        if name not in ADAPTIVE:
+            raise ReductionError(
+                f"filter={name} of {method} keeps as many tokens as it is told to, never as many as an image needs: "
+                f"give a number, or use prumerge (filter={', '.join(ADAPTIVE)})."
+            )
 
 
 def _names(places: Iterable[Place]) -> str:

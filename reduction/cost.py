@@ -90,7 +90,8 @@ def cost(
     """All that follows from one setting's layer-input lengths, as it stands in the JSON line.
 
     FLOPs by part in both conventions of `reduction.flops`, the exact one with attention in full and under the causal
-    mask; KV in 10^6 bytes of fp16. `text_tokens` is all text, `prefix_tokens` those of them before the image.
+    mask; KV in 10^6 bytes of fp16. Where each image keeps as many tokens as it needs, it is the most that one can cost.
+    `text_tokens` is all text, `prefix_tokens` those of them before the image.
     Raises ReductionError where the setting does not fit the shape.
     """
     schedule = plan(reduction, shape)
@@ -111,6 +112,7 @@ def cost(
         "flops_total": parts.total,
         "flops_causal": flops.count(shape, schedule, *words, reduction, causal=True).parts(),
         "flops_llm_viewer": viewer.parts(),
+        "adaptive": schedule.adaptive,
         "visual_tokens_left": schedule.visual_tokens_left,
         "vision_lengths": list(schedule.vision_lengths),
         "decoder_lengths": list(lengths),
@@ -132,7 +134,8 @@ def table(figures: dict[str, Any]) -> str:
     rows = [*figures["flops"].items(), ("total", total)]
     cache, at_end = figures["kv_megabytes"], figures["kv_megabytes_at_end"]
     lines = [
-        f"{figures['model_shape']}, {figures['reduction']}: {figures['visual_tokens_left']} visual tokens left, "
+        f"{figures['model_shape']}, {figures['reduction']}: {'at most ' if figures['adaptive'] else ''}"
+        f"{figures['visual_tokens_left']} visual tokens left, "
         f"{figures['text_tokens']} text tokens, {figures['new_tokens']} generated",
         f"{'part':<12}{unit:>10}{'share':>9}",
         *(f"{part:<12}{value / scale:>10.3f}{value / total:>9.1%}" for part, value in rows),

@@ -136,7 +136,7 @@ def step(
     for index, layer in enumerate(decoder.layers):
         visual = cache.visual_lengths[index]
         if visual not in known:
-            closed_up = cache.full - visual if reduction.positions == "packed" else 0
+            closed_up = cache.dropped(index) if reduction.positions == "packed" else 0
             keys = torch.cat([cache.prompt_real(index), real], dim=1)
             known[visual] = (
                 decoder.rotary_emb(hidden, position_ids=position_ids - closed_up),

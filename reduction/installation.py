@@ -17,7 +17,7 @@ from reduction.layout import Layout
 from reduction.schedule import Plan, plan
 from reduction.settings import Reduction, ReductionError
 from reduction.shapes import from_config
-from reduction.vision import encode_images
+from reduction.vision import encode_images, real_tokens
 
 _UNSUPPORTED = ("output_hidden_states", "output_attentions", "mm_encoder_outputs", "image_sizes")
 
@@ -153,7 +153,11 @@ class ReducedForward:
         position_ids = position_ids.expand(len(embeds), -1)
         features, kept = encode_images(self.core, pixel_values, self.plan, self.reduction)
         decoder = self.core.language_model
-        cache = ReducedCache(decoder.config, layout, self.plan.decoder_visual_lengths) if use_cache else None
+        lengths = self.plan.decoder_visual_lengths
+        if self.plan.adaptive:
+            layout = layout.with_visual(real_tokens(kept, layout.full))
+            lengths = (kept.shape[1],) * len(lengths)
+        cache = ReducedCache(decoder.config, layout, lengths) if use_cache else None
         hidden = layout.arrange(embeds, features.to(embeds.dtype))
         hidden, kept = prefill(decoder, hidden, kept, layout, position_ids, self.plan, self.reduction, cache)
         if cache is not None:

@@ -7,7 +7,7 @@ left, t = p + n + s, w width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class Layout:
     length: int
     """Source tokens per row, padding included."""
     padded: bool
+    visual: Bool[Tensor, "b n"] | None = None
+    """Which visual tokens are no padding, where images keep unequal numbers; None: all."""
 
     @classmethod
     def of(cls, placeholders: Bool[Tensor, "b l"], real: Bool[Tensor, "b l"], full: int) -> Layout:
@@ -68,7 +70,16 @@ class Layout:
 
     def real(self, visual: int) -> Bool[Tensor, "b t"]:
         """Which tokens are no padding, with `visual` visual tokens left."""
-        return torch.cat([self.prefix, self.prefix.new_ones(len(self.prefix), visual), self.suffix], dim=1)
+        tokens = self.prefix.new_ones(len(self.prefix), visual) if self.visual is None else self.visual
+        return torch.cat([self.prefix, tokens, self.suffix], dim=1)
+
+    def left(self, visual: int) -> int | Int[Tensor, "b 1"]:
+        """How many of `visual` visual tokens each row really has."""
+        return visual if self.visual is None else self.visual.sum(1, keepdim=True)
+
+    def with_visual(self, real: Bool[Tensor, "b n"]) -> Layout:
+        """This layout with unequal numbers of visual tokens, each row's padded to the longest."""
+        return replace(self, visual=real, padded=self.padded or not bool(real.all()))
 
     def positions(self, source: Int[Tensor, "b l"], kept: Int[Tensor, "b n"], mode: str) -> Int[Tensor, "b t"]:
         """Position ids of the arranged prompt from those of the source tokens.
@@ -77,11 +88,15 @@ class Layout:
         """
         suffix = source.gather(1, self.suffix_index)
         if mode == "original":
-            visual = source.gather(1, self.image_start + kept)
+            visual = source.gather(1, self._source(kept))
         else:
             visual = source.gather(1, self.image_start) + torch.arange(kept.shape[1], device=kept.device)
-            suffix = suffix - (self.full - kept.shape[1])
+            suffix = suffix - (self.full - self.left(kept.shape[1]))
         return torch.cat([source.gather(1, self.prefix_index), visual, suffix], dim=1)
+
+    def _source(self, kept: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
+        """Source positions of visual tokens; padding's may be any."""
+        return (self.image_start + kept).clamp_max(self.length - 1)
 
     def spread(self, hidden: Float[Tensor, "b t w"], kept: Int[Tensor, "b n"]) -> Float[Tensor, "b l w"]:
         """States at the source positions; a dropped token's position shows the last token before it that is left.
@@ -91,7 +106,7 @@ class Layout:
         count, device = kept.shape[1], kept.device
         places = torch.arange(hidden.shape[1], device=device).expand(len(kept), -1)
         slot = torch.full((len(kept), self.length), -1, device=device)
-        index = torch.cat([self.prefix_index, self.image_start + kept, self.suffix_index], dim=1)
+        index = torch.cat([self.prefix_index, self._source(kept), self.suffix_index], dim=1)
         slot = slot.scatter_reduce(1, index, places.masked_fill(~self.real(count), -1), "amax")
         # Tokens need not stand in the order of their source positions: the last position, not the last slot, counts.
         last = torch.where(slot >= 0, torch.arange(self.length, device=device), -1).cummax(1).values

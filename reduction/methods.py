@@ -106,6 +106,8 @@ def tokens_dropped(compress: str, fewer: int) -> int:
 
 HALVING = ("bipartite",)
 """Filters that drop at most half of the tokens in a layer."""
+ADAPTIVE: dict[str, str] = {"cls_one_head": "prumerge:outliers"}
+"""Filters that can decide for each image how many tokens stay -> what counts them."""
 REORDERS = (*HALVING, "fuse", "add")
 """Stages whose tokens are put back in raster order where the place is left. Recycled ones stand behind the kept."""
 

@@ -72,9 +72,13 @@ def _parse_keep(text: str) -> int | str:
     return int(text) if text.isdecimal() else text.replace(" ", "")
 
 
+ADAPTIVE = "adaptive"
+"""KEEP where the method decides for each image."""
+
+
 def check_keep(keep: int | str | None) -> None:
-    """Raises ReductionError unless `keep` is None, a count of at least 1 or a share above 0 %."""
-    if keep is None:
+    """Raises ReductionError unless `keep` is None, "adaptive", a count of at least 1 or a share above 0 %."""
+    if keep is None or keep == ADAPTIVE:
         return
     if isinstance(keep, str):
         try:
@@ -85,7 +89,7 @@ def check_keep(keep: int | str | None) -> None:
         good = not isinstance(keep, bool) and keep >= 1
     if not good:
         raise ReductionError(
-            f"cannot keep {keep!r} visual tokens: give a count (64) or a share (11%), 1 token at least."
+            f"cannot keep {keep!r} visual tokens: give a count (64) or a share (11%), 1 token at least, or adaptive."
         )
 
 

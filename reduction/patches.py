@@ -49,6 +49,15 @@ class Patches(View):
     def scale(self) -> float:
         return score_scale(self.heads, self.queries.shape[-1] // self.heads)
 
+    def row(self, index: int) -> Patches:
+        """One image of the batch."""
+        one = slice(index, index + 1)
+        patches = Patches(
+            self.queries[one], self.keys[one], self.first, self.heads, self.cells[one], self.grid, self.place
+        )
+        patches.states = self.states[one]
+        return patches
+
     def by_head(self, tokens: Float[Tensor, "b t w"]) -> Float[Tensor, "b h t d"]:
         return tokens.view(*tokens.shape[:2], self.heads, -1).transpose(1, 2)
 

@@ -1,4 +1,4 @@
-"""LLaVA-PruMerge (Shang et al. 2024) at a fixed count: kept patches take in those nearest to them.
+"""LLaVA-PruMerge (Shang et al. 2024), at a fixed count or keeping outliers: kept patches take in those nearest.
 
 Shapes: b batch, n patches, k kept, s dropped, w width.
 """
@@ -14,7 +14,7 @@ from reduction.filter import Partition, drop_highest
 from reduction.matching import unit
 from reduction.patches import Patches
 from reduction.settings import Reduction, ReductionError
-from reduction.tensors import Float
+from reduction.tensors import Float, Int
 
 _NEAREST = 32
 """Dropped patches that a kept one takes in."""
@@ -26,6 +26,13 @@ def _attention(patches: Patches) -> Float[Tensor, "b n"]:
         raise ReductionError("prumerge reads the attention of CLS, and this model's tower has no CLS token.")
     scores = raw_scores(patches.queries[:, :1], patches.keys, patches.queries.shape[-1] ** -0.5)
     return scores.softmax(-1)[:, 0, 1:]
+
+
+def outliers(patches: Patches) -> Int[Tensor, " b"]:
+    """How many patches get attention above Q3 + 1.5 (Q3 - Q1), Q1 and Q3 the image's own quartiles; 1 at least."""
+    attention = _attention(patches)
+    low, high = attention.quantile(attention.new_tensor([0.25, 0.75]), dim=1)
+    return (attention > (high + 1.5 * (high - low)).unsqueeze(1)).sum(1).clamp_min(1)
 
 
 def most_attended(patches: Patches, n_drop: int, reduction: Reduction) -> Partition:

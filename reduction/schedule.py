@@ -15,9 +15,9 @@ from math import isqrt
 
 from reduction.drops import by_counts, counts_for, even, geometric, lengths
 from reduction.errors import ReductionError
-from reduction.methods import FRESH, HALVING, NEEDS_WINDOWS, Place, tokens_dropped
+from reduction.methods import FRESH, HALVING, NEEDS_WINDOWS, Place, tokens_dropped, tokens_fewer
 from reduction.settings import Reduction
-from reduction.shapes import ModelShape
+from reduction.shapes import ModelShape, VisionShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,8 @@ class Plan:
     """Encoder layers drop after their MLP, not before it."""
     decoder_after_mlp: bool = False
     """The same of the decoder's layers."""
+    adaptive: bool = False
+    """Each image keeps as many tokens as it needs: lengths behind the drop are the most there can be."""
     decoder_by_next: bool = False
     """The decoder drops by the queries and keys of the layer after the one that drops."""
 
@@ -82,6 +84,28 @@ def kept_tokens(keep: int | str | None, total: int) -> int:
     if kept < 1:
         raise ReductionError(f"keeping {keep} leaves {kept} of {total} visual tokens: at least 1 must be left.")
     return kept
+
+
+def most_outliers(total: int) -> int:
+    """The most of `total` values that can lie above their third quartile (linear interpolation), 1 at least."""
+    return max(1, total - 1 - 3 * (total - 1) // 4)
+
+
+def _kept(reduction: Reduction, vision: VisionShape) -> int:
+    """Visual tokens left; the most there can be where that is decided for each image."""
+    if not reduction.adaptive:
+        return kept_tokens(reduction.keep, vision.visual_tokens)
+    dropped = vision.patches - most_outliers(vision.patches)
+    return vision.visual_tokens - tokens_fewer(reduction.stages("vision")[2], dropped)
+
+
+def _check_adaptive(plan: Plan) -> None:
+    reducing = [layer for layer, drop in enumerate(plan.vision_drops) if drop]
+    if not plan.vision_after_mlp or reducing != [len(plan.vision_drops) - 1]:
+        raise ReductionError(
+            "keep=adaptive decides once, on the states behind the last encoder layer that runs: "
+            "use prumerge without start and layers, or keep a number of tokens."
+        )
 
 
 def _split_drop(reduction: Reduction, drop: int) -> dict[Place, int]:
@@ -192,7 +216,7 @@ def plan(reduction: Reduction, shape: ModelShape) -> Plan:
     Raises ReductionError where the model has fewer tokens or layers than asked for, or a stage cannot do it.
     """
     total = shape.vision.visual_tokens
-    drop = total - kept_tokens(reduction.keep, total) if reduction.places else 0
+    drop = total - _kept(reduction, shape.vision) if reduction.places else 0
     share = _split_drop(reduction, drop)
     vision_drops = _vision_drops(reduction, shape, share.get("vision", 0))
     vision_lengths = lengths(shape.vision.patches, vision_drops)
@@ -206,7 +230,7 @@ def plan(reduction: Reduction, shape: ModelShape) -> Plan:
         _check_drops(reduction, "language", decoder_lengths)
         if decoder_drops[-1] and reduction.schedule("language").by_next:
             raise ReductionError(f"{reduction.method} drops by the next layer's attention: the last layer has none.")
-    return Plan(
+    chosen = Plan(
         vision_drops=vision_drops,
         decoder_drops=decoder_drops,
         vision_lengths=vision_lengths,
@@ -217,4 +241,8 @@ def plan(reduction: Reduction, shape: ModelShape) -> Plan:
         vision_after_mlp=any(vision_drops) and reduction.schedule("vision").after_mlp,
         decoder_after_mlp=any(decoder_drops) and reduction.schedule("language").after_mlp,
         decoder_by_next=any(decoder_drops) and reduction.schedule("language").by_next,
+        adaptive=reduction.adaptive,
     )
+    if reduction.adaptive:
+        _check_adaptive(chosen)
+    return chosen

@@ -9,10 +9,10 @@ from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from typing import Any, Literal, get_args, get_type_hints
 
-from reduction.combination import check_possible, check_stages
+from reduction.combination import check_adaptive, check_possible, check_stages
 from reduction.errors import ReductionError, unknown
 from reduction.methods import METHODS, Place, Schedule
-from reduction.notation import check_keep, parse_values, show
+from reduction.notation import ADAPTIVE, check_keep, parse_values, show
 
 __all__ = ["Reduction", "ReductionError", "option_types"]
 
@@ -37,7 +37,8 @@ class Reduction:
 
     method: str = "dense"
     keep: int | str | None = None
-    """Visual tokens left after the last reducing layer: a count, a share such as "11%", or None for all."""
+    """Visual tokens left after the last reducing layer: a count, a share such as "11%", None for all, or
+    "adaptive" where the method decides it for each image."""
     vision_start: int | None = None
     """First reducing encoder layer, from 0; None: the method's (FiCoCo: half of the depth, 12 of 24)."""
     vision_layers: int | None = None
@@ -100,6 +101,8 @@ class Reduction:
         self._check_choices()
         self._check_numbers()
         check_stages(self.method, self.filter, self.correlate, self.compress)
+        if self.adaptive:
+            check_adaptive(self.method, [self.stages(place)[0] for place in self.places])
 
     def _check_choices(self) -> None:
         for name, hint in option_types().items():
@@ -118,6 +121,11 @@ class Reduction:
                 raise ReductionError(f"{name} is {value}: it must be at least {least}.")
         if not 0 < self.penalty < float("inf"):
             raise ReductionError(f"penalty is {self.penalty}: it must be a positive number (1 changes nothing).")
+
+    @property
+    def adaptive(self) -> bool:
+        """How many tokens stay is decided for each image."""
+        return self.keep == ADAPTIVE
 
     @property
     def places(self) -> tuple[Place, ...]:

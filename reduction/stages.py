@@ -5,17 +5,19 @@ Shapes: b batch, n visual tokens, k kept, s dropped, w width.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from reduction.attention import take
 from reduction.filter import Partition, take_both
-from reduction.methods import COMPRESSIONS, CORRELATIONS, FILTERS, REORDERS, tokens_dropped
+from reduction.methods import ADAPTIVE, COMPRESSIONS, CORRELATIONS, FILTERS, REORDERS, tokens_dropped, tokens_fewer
 from reduction.settings import Reduction
 from reduction.tensors import Float, Int
-from reduction.views import View, function_of, in_raster_order
+from reduction.views import View, function_of, imported, in_raster_order
 
 
 class Reduced(NamedTuple):
@@ -26,6 +28,8 @@ class Reduced(NamedTuple):
     """Which tokens they were. A token made anew stands where the dropped token stood that gives most to it."""
     sizes: Float[Tensor, "b k"] | None = None
     """How many tokens each stands for, where the compress stage counts them."""
+    counts: Int[Tensor, " b"] | None = None
+    """How many of a row's tokens are real, the first ones, where rows differ; the rest is padding, in `kept` too."""
 
 
 def reorders(stages: tuple[str, str, str]) -> bool:
@@ -45,6 +49,8 @@ def reduce_tokens(
     `sizes` are how many tokens each stands for so far, None where each is one.
     """
     filter_, correlate, compress = reduction.stages(view.place)
+    if reduction.adaptive:
+        return _row_by_row(view, states, reduction, sizes)
     dropped = tokens_dropped(compress, n_drop)
     split: Partition = function_of(FILTERS, filter_, view.place)(view, dropped, reduction)
     if compress == "prune":
@@ -60,8 +66,31 @@ def reduce_tokens(
     return Reduced(tokens, kept, counts)
 
 
+def _row_by_row(
+    view: Any, states: Float[Tensor, "b t w"], reduction: Reduction, sizes: Float[Tensor, "b n"] | None
+) -> Reduced:
+    """Each image by itself, as its number of tokens is its own; then padded with zeros to the longest.
+
+    The one place that waits for the host: how large the result is depends on the pictures.
+    """
+    filter_, _, compress = reduction.stages(view.place)
+    counts: Tensor = imported(ADAPTIVE[filter_])(view)
+    total = states.shape[1] - view.first
+    left = []
+    for row, count in enumerate(counts.tolist()):
+        fewer, one = tokens_fewer(compress, total - count), slice(row, row + 1)
+        own = None if sizes is None else sizes[one]
+        left.append(reduce_tokens(view.row(row), states[one], fewer, replace(reduction, keep=total - fewer), own))
+    lengths = [one.kept.shape[1] for one in left]
+    return Reduced(
+        torch.cat([functional.pad(one.states, (0, 0, 0, max(lengths) - one.states.shape[1])) for one in left]),
+        torch.cat([functional.pad(one.kept, (0, max(lengths) - one.kept.shape[1])) for one in left]),
+        counts=torch.tensor(lengths, device=counts.device),
+    )
+
+
 def sort_raster(reduced: Reduced, cells: Int[Tensor, "b k"]) -> Reduced:
     """The tokens sorted by the raster index of where they stood."""
     order = in_raster_order(cells)
     sizes = None if reduced.sizes is None else reduced.sizes.gather(1, order)
-    return Reduced(take(reduced.states, order), reduced.kept.gather(1, order), sizes)
+    return Reduced(take(reduced.states, order), reduced.kept.gather(1, order), sizes, reduced.counts)

@@ -60,7 +60,7 @@ def head_mean(keys: Float[Tensor, "b n w"], heads: int) -> Float[Tensor, "b n e"
 
 
 @lru_cache(maxsize=256)
-def _imported(name: str) -> Callable[..., Any]:
+def imported(name: str) -> Callable[..., Any]:
     module, _, function = name.partition(":")
     found: Callable[..., Any] = getattr(import_module(f"reduction.{module}"), function)
     return found
@@ -69,7 +69,7 @@ def _imported(name: str) -> Callable[..., Any]:
 def function_of(table: dict[str, Bound], name: str, place: Place) -> Callable[..., Any]:
     """The function that does a stage at a place."""
     bound = table[name][place]
-    return _imported(bound) if isinstance(bound, str) else bound
+    return imported(bound) if isinstance(bound, str) else bound
 
 
 def in_raster_order(kept: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:

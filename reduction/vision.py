@@ -18,7 +18,7 @@ from reduction.patches import Patches
 from reduction.schedule import Plan
 from reduction.settings import Reduction, ReductionError
 from reduction.stages import Reduced, reduce_tokens, reorders, sort_raster
-from reduction.tensors import Float, Int
+from reduction.tensors import Bool, Float, Int
 from reduction.views import Features
 
 
@@ -103,7 +103,12 @@ def _plain_layer(layer: Any, hidden: Float[Tensor, "b t w"]) -> Float[Tensor, "b
 
 def _dropped(run: _Run, patches: Patches, n_drop: int, reduction: Reduction) -> _Run:
     left = reduce_patches(run.hidden, patches, n_drop, reduction, run.sizes)
-    return _Run(left.states, run.cells.gather(1, left.kept), left.sizes)
+    cells = run.cells.gather(1, left.kept)
+    if left.counts is not None:
+        # One past the last cell: padding sorts behind all real tokens.
+        place = torch.arange(cells.shape[1], device=cells.device)
+        cells = cells.masked_fill(place >= left.counts.unsqueeze(1), patches.grid**2)
+    return _Run(left.states, cells, left.sizes)
 
 
 def feature_layers(model: nn.Module) -> list[int]:
@@ -154,8 +159,9 @@ def encode_images(
     """Projected features of the visual tokens left, and the index each had among the unreduced visual tokens.
 
     `pixel_values` are normalised. With `vision_feature_select_strategy="default"` the visual tokens are the patches in
-    raster order; with "full" CLS is visual token 0 and patch i is token i + 1. No drops: Hugging Face's features, bit
-    for bit. Raises ReductionError where a reduced tower is read at several layers.
+    raster order; with "full" CLS is visual token 0 and patch i is token i + 1. Where each image keeps as many as it
+    needs, rows are padded to the longest by tokens whose index is one past the last (`real_tokens`). No drops: Hugging
+    Face's features, bit for bit. Raises ReductionError where a reduced tower is read at several layers.
     """
     core: Any = getattr(model, "model", model)
     states, cells = run_tower(model, pixel_values, plan, reduction)
@@ -165,6 +171,11 @@ def encode_images(
         cells = torch.cat([torch.zeros_like(cells[:, :1]), cells + 1], dim=1)
     features = core.multi_modal_projector(states[0] if len(states) == 1 else torch.cat(states, dim=-1))
     return reduce_features(features, cells, tower_parts(model).grid, plan, reduction)
+
+
+def real_tokens(kept: Int[Tensor, "b t"], full: int) -> Bool[Tensor, "b t"]:
+    """Which of the tokens that `encode_images` gives are no padding; `full` is the unreduced number."""
+    return kept < full
 
 
 def reduce_features(
