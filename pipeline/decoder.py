@@ -58,6 +58,14 @@ class Decoder:
         """Per layer, the cache's entries that all rows have (`KVCache`), behind `prefix` tokens before the image."""
         return tuple(prefix + n for n in self.plan.decoder_visual_lengths)
 
+    def room(self, text: int) -> int:
+        """Entries that a row with `text` tokens behind the image needs at most, behind those that all rows have."""
+        return text
+
+    def own_visual(self, prompts: Prompts) -> list[int]:
+        """Visual tokens that each row has for itself, behind what all rows have."""
+        return [0] * len(prompts.suffix)
+
     def new_cache(self, rows: int, base: tuple[int, ...], room: int) -> KVCache:
         weight = self.head.weight
         return KVCache(rows, self.kv_heads, self.head_dim, base, room, weight.device, weight.dtype)
@@ -97,7 +105,7 @@ class Decoder:
             base = cache.base[index]
             before = base if self.packed else base - self.plan.decoder_visual_lengths[index] + self.visual_tokens
             if before not in turns:
-                turns[before] = self._rotation(hidden, (own + before).unsqueeze(1))
+                turns[before] = self._rotation(hidden, (own + before + cache.gap).unsqueeze(1))
             queries, keys, values = self._project(layer, hidden, turns[before])
             cache.append(index, own, keys, values)
             hidden = self._attend(layer, hidden, queries, *cache.view(index, longest), masks.get(base), causal=False)

@@ -52,7 +52,7 @@ class Decoding:
 
         Args:
             tags: what their answers are returned with.
-            lengths: text tokens of each row's suffix.
+            lengths: entries of each row's own, before its answer.
             logits: behind each prompt's last token.
         """
         sampler = Sampler(self._sampler.settings, list(names), self._stop.device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from pipeline.decoder import Decoder, Prompts, pad_suffixes
 from pipeline.decoding import Decoding
 from pipeline.generation import Generation, GenerationSettings
+from pipeline.ragged import RaggedDecoder
 from pipeline.step_graphs import StepGraphs
 from pipeline.steps import EagerSteps
 from reduction.schedule import Plan, plan
@@ -92,7 +93,8 @@ class Engine:
         self.stop = torch.tensor(sorted(stop_tokens), dtype=torch.long, device=self.device)
         self.mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
-        self.decoder = Decoder(model, self.plan, reduction, self.shape.vision.visual_tokens)
+        kind: type[Decoder] = RaggedDecoder if self.plan.adaptive else Decoder
+        self.decoder = kind(model, self.plan, reduction, self.shape.vision.visual_tokens)
         self.stopwatch = Stopwatch(self.device)
         self.graphs = self.device.type == "cuda" if graphs is None else graphs
         self._recorded: StepGraphs | None = None
@@ -159,22 +161,27 @@ class Engine:
         sizes = [len(batch.requests) for batch in batches]
         rows, half = min(sum(sizes), max(sizes) + max(sizes) // 2), max(sizes) // 2
         room = max(len(r.suffix) for batch in batches for r in batch.requests) + self.settings.max_new_tokens
-        decoding = Decoding(self._steps(rows, self.decoder.base(len(prefix)), room), self.settings, self.stop)
+        steps = self._steps(rows, self.decoder.base(len(prefix)), self.decoder.room(room))
+        decoding = Decoding(steps, self.settings, self.stop)
         places = [(number, row) for number, size in enumerate(sizes) for row in range(size)]
         answers: dict[int, dict[int, Generation]] = {number: {} for number in range(len(batches))}
+        visual: list[int] = []
         entered = 0
         while entered < len(batches) or len(decoding):
             while entered < len(batches) and len(decoding) <= half and len(decoding) + sizes[entered] <= rows:
-                self._enter(decoding, prefix, batches[entered], sum(sizes[:entered]))
+                visual += self._enter(decoding, prefix, batches[entered], sum(sizes[:entered]))
                 entered += 1
             for tag, generation in self._advance(decoding, half if entered < len(batches) else len(decoding) // 2):
                 number, row = places[tag]
+                if self.plan.adaptive:
+                    generation = replace(generation, visual_tokens=visual[tag])
                 answers[number][row] = generation
                 if len(answers[number]) == sizes[number]:
                     yield number, [answers[number][row] for row in range(sizes[number])]
 
     @torch.inference_mode()
-    def _enter(self, decoding: Decoding, prefix: Sequence[int], batch: Batch, first_tag: int) -> None:
+    def _enter(self, decoding: Decoding, prefix: Sequence[int], batch: Batch, first_tag: int) -> list[int]:
+        """Prefill a batch, and return how many visual tokens each row has for itself."""
         requests = batch.requests
         visual, kept = self.encode(batch.images())
         with self.stopwatch.stage("prefill"):
@@ -183,8 +190,11 @@ class Engine:
             ids = torch.tensor(list(prefix), device=self.device, dtype=torch.long)
             prompts = Prompts(ids, visual, kept, suffix, lengths, image)
             logits = self.decoder.prefill(prompts, decoding.places(len(requests)))
+            own = self.decoder.own_visual(prompts)
+            entries = [n + len(request.suffix) for n, request in zip(own, requests, strict=True)]
             tags = range(first_tag, first_tag + len(requests))
-            decoding.join(tags, [len(r.suffix) for r in requests], [r.name for r in requests], logits)
+            decoding.join(tags, entries, [r.name for r in requests], logits)
+            return own
 
     @torch.inference_mode()
     def _advance(self, decoding: Decoding, most_left: int) -> list[tuple[int, Generation]]:
@@ -194,6 +204,12 @@ class Engine:
             if len(decoding):
                 decoding.advance()
             return finished
+
+    def plan_of(self, generation: Generation) -> Plan:
+        """The plan by which an answer was generated: its image's own where that is decided for each image."""
+        if generation.visual_tokens is None:
+            return self.plan
+        return plan(replace(self.reduction, keep=generation.visual_tokens), self.shape)
 
     def _steps(self, rows: int, base: tuple[int, ...], room: int) -> EagerSteps | StepGraphs:
         if not self.graphs:

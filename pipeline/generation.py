@@ -39,6 +39,8 @@ class Generation:
     """Mean natural-log probability of the tokens generated, the stop token included."""
     generated_tokens: int
     """Tokens generated, the stop token included."""
+    visual_tokens: int | None = None
+    """What the image was left with, where that is decided for each image; None: as many as the plan says."""
 
 
 class Sampler:

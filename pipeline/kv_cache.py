@@ -29,6 +29,8 @@ class KVCache:
         # Zeros, not whatever lay there: a masked entry has weight 0, but 0 times an old NaN would still be NaN.
         self.keys = [torch.zeros(rows, kv_heads, n + room, head_dim, device=device, dtype=dtype) for n in base]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
+        self.gap = torch.zeros(rows, device=device, dtype=torch.long)
+        """How many positions each row's text jumps over beyond what its entries and the plan say."""
 
     @property
     def rows(self) -> int:
@@ -68,9 +70,10 @@ class KVCache:
         part = copy(self)
         part.keys = [keys[start : start + rows] for keys in self.keys]
         part.values = [values[start : start + rows] for values in self.values]
+        part.gap = self.gap[start : start + rows]
         return part
 
     def move_up(self, rows: Int[Tensor, " r"]) -> None:
         """Make these the first rows, in the same memory."""
-        for entries in (*self.keys, *self.values):
+        for entries in (*self.keys, *self.values, self.gap):
             entries[: len(rows)] = entries.index_select(0, rows)

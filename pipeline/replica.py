@@ -132,7 +132,7 @@ class Replica:
             kind=question.kind,
             finish_reason=generation.finish_reason,
             prompt_tokens=one.prompt.text_tokens,
-            visual_tokens=self.engine.plan.visual_tokens_left,
+            visual_tokens=self.engine.plan_of(generation).visual_tokens_left,
             generated_tokens=generation.generated_tokens,
             mean_logprob=generation.mean_logprob,
             flops=flops.total,
@@ -142,12 +142,13 @@ class Replica:
     def _flops(self, one: Asked, generation: Generation, questions: int, shared: bool) -> Flops:
         """What an answer cost: its share of the image's, and its own.
 
-        Where questions share their image's keys, its share of the layers in which they do, too.
+        Where questions share their image's keys, its share of the layers in which they do, too. Rows whose images keep
+        unequal numbers of tokens share none.
         """
-        shape, plan, reduction = self.engine.shape, self.engine.plan, self.engine.reduction
+        shape, plan, reduction = self.engine.shape, self.engine.plan_of(generation), self.engine.reduction
         text, prefix, new = one.prompt.text_tokens, len(self.prefix), generation.generated_tokens
         image = count_image(shape, plan, reduction).shared_by(questions)
-        if not shared:
+        if not shared or self.engine.plan.adaptive:
             return image + count_text(shape, plan, prefix, text, new, reduction)
         return image + count_shared_text(shape, plan, prefix, text, new, reduction, questions)
 

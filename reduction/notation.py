@@ -73,7 +73,7 @@ def _parse_keep(text: str) -> int | str:
 
 
 ADAPTIVE = "adaptive"
-"""KEEP where the method decides for each image."""
+"""How KEEP is written where the method decides for each image."""
 
 
 def check_keep(keep: int | str | None) -> None:
