@@ -14,11 +14,13 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from pipeline.errors import UserError
+from pipeline.machine_speed import bfloat16_gain
 
 SMALL_WIDTH = 1024
 """A decoder narrower than this runs in float32 on a CPU: its layers are too small for bfloat16 units to pay."""
 
 
+LEAST_GAIN = 1.25
 SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -119,7 +121,8 @@ def choose_device(device: str) -> torch.device:
 def choose_dtype(dtype: str, device: torch.device, width: int) -> torch.dtype:
     """`auto` is bfloat16 where the device computes in it and the decoder's `width` makes it pay, else float32.
 
-    Decided by what the device can do, not by a measurement: replicas on equal machines must agree.
+    On a CPU with units for bfloat16 a measurement must agree. It only has to show that the units work (with them the
+    gain is several times `LEAST_GAIN`, without it is below 1), so equal machines come to the same type.
     """
     if dtype != "auto":
         chosen: torch.dtype = getattr(torch, dtype)
@@ -128,7 +131,8 @@ def choose_dtype(dtype: str, device: torch.device, width: int) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     fast = any(features.get(name) for name in ("amx_bf16", "avx512_bf16")) or _has_bf16_units()
-    return torch.bfloat16 if fast and width >= SMALL_WIDTH else torch.float32
+    pays = fast and width >= SMALL_WIDTH and bfloat16_gain(width) >= LEAST_GAIN
+    return torch.bfloat16 if pays else torch.float32
 
 
 def _has_bf16_units() -> bool:

@@ -20,7 +20,7 @@ from pipeline.meter import Meter
 from pipeline.metrics_log import MetricsLog
 from pipeline.progress import Progress
 from pipeline.records import ShardRef
-from pipeline.run_folder import METRICS_PATH, RunFolder, prepare
+from pipeline.run_folder import METRICS_PATH, RUN_PATH, RunFolder, prepare
 from pipeline.shard_loop import Ending, ShardLoop
 from pipeline.storage import Output, StorageError, open_output
 from pipeline.tasks import Retry
@@ -85,6 +85,7 @@ class _Job:
     ) -> None:
         self.config, self.parts, self.folder, self.refs, self.scan, self.lock = config, parts, folder, refs, scan, lock
         self.output: Output = folder.output
+        self._types: list[str] = []
         self.meter = Meter(scan.totals, len(refs), began)
         self.progress = Progress(self.meter, config.log_every)
         self.log = MetricsLog(self.output)
@@ -141,8 +142,18 @@ class _Job:
         self.folder.reopen()
         spec = self.parts.worker_spec(self.config, self.folder)
         with self.parts.cluster(self.config, spec) as cluster:
-            loop = ShardLoop(self.config, cluster, self.meter, self.progress, self._record, self.lock.lost)
-            return loop.run(pending)
+            watched = (self.meter, self.progress, self._record, self.lock.lost)
+            return ShardLoop(self.config, cluster, *watched, started=self._note_replica).run(pending)
+
+    def _note_replica(self, description: Mapping[str, Any]) -> None:
+        try:
+            types = self.folder.remember_replica(description)
+        except (OSError, StorageError) as error:
+            self.progress.say(f"{RUN_PATH} cannot be written now: {error}")
+            return
+        if len(types) > 1 and types != self._types:
+            self.progress.say(f"replicas compute in {' and '.join(types)}: answers may differ by machine, give --dtype")
+        self._types = types
 
     def _record(self) -> None:
         self._write_metrics(lambda: self.tracker.log(self.log.append(self.meter.metrics())))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+
+LARGEST_PROBE = 2048
+"""Width of the layer that `bfloat16_gain` times; wider ones take longer and tell no more."""
 
 
 def synchronise(device: torch.device) -> None:
@@ -40,6 +43,24 @@ def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
         out = torch.empty(n, n, device=device, dtype=dtype)
         best = max(best, 2 * n**3 / seconds_of(partial(torch.mm, a, b, out=out), device) / 1e12)
     return best
+
+
+@cache
+def bfloat16_gain(width: int) -> float:
+    """Return how many times faster than in float32 the CPU does a decoder's linear layer in bfloat16.
+
+    The shortest of alternating runs, which a loaded machine changes little; measured once in a process. Units that
+    a processor claims to have are slow on some virtual machines, so the claim alone does not decide.
+    """
+    width, device, rows = min(width, LARGEST_PROBE), torch.device("cpu"), 256
+    best = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
+    layers = {dtype: torch.ones(2 * width, width, dtype=dtype) for dtype in best}
+    for _ in range(3):
+        for dtype, weight in layers.items():
+            states = torch.ones(rows, width, dtype=dtype)
+            work = partial(torch.nn.functional.linear, states, weight)
+            best[dtype] = min(best[dtype], seconds_of(work, device, repeats=2))
+    return best[torch.float32] / best[torch.bfloat16]
 
 
 def copy_gigabytes_per_second(device: torch.device) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ class RunFolder:
     """Whether an earlier run of the same settings has been here."""
     record: dict[str, Any] = field(default_factory=dict)
     """The content of run.json."""
+    _saving: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    """MLflow's thread writes run.json too."""
 
     @property
     def mlflow_run_id(self) -> str | None:
@@ -52,6 +55,15 @@ class RunFolder:
         self.record["mlflow_run_id"] = run_id
         self._save()
 
+    def remember_replica(self, description: Mapping[str, Any]) -> list[str]:
+        """Note on what a replica runs; returns the types that replicas of this run have computed in."""
+        about = {name: description[name] for name in ("device", "dtype") if name in description}
+        kinds: list[dict[str, Any]] = self.record.setdefault("replicas", [])
+        if about and about not in kinds:
+            kinds.append(about)
+            self._save()
+        return sorted({kind["dtype"] for kind in kinds if "dtype" in kind})
+
     def succeed(self, totals: Totals) -> None:
         """Write `_SUCCESS` with the totals: all shards are in."""
         content = {"fingerprint": self.fingerprint, **totals.as_dict()}
@@ -62,7 +74,8 @@ class RunFolder:
         self.output.delete(SUCCESS_PATH)
 
     def _save(self) -> None:
-        self.output.put_atomic(RUN_PATH, _encode(self.record))
+        with self._saving:
+            self.output.put_atomic(RUN_PATH, _encode(self.record))
 
 
 def prepare(output: Output, config: Mapping[str, Any], overwrite: bool = False) -> RunFolder:
@@ -183,6 +196,7 @@ def _record(folder: RunFolder, earlier: Mapping[str, Any] | None) -> dict[str, A
         "rows_depend_on": redacted(row_settings(folder.config)),
         "versions": _versions(),
         "mlflow_run_id": before.get("mlflow_run_id"),
+        "replicas": before.get("replicas", []),
         "created": before.get("created", now),
         "starts": [*before.get("starts", []), {"time": now, "code_version": code_version()}],
     }

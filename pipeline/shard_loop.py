@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.cluster import Cluster, RunStopped
 from pipeline.config import RunConfig
@@ -40,6 +41,7 @@ class ShardLoop:
         record: called every `config.log_every` seconds and at the end, to track the meter.
         lock_lost: set when another driver has taken the output over.
         slices: whether the replicas can do slices of shards.
+        started: called with the description of every replica that is ready.
     """
 
     def __init__(
@@ -51,9 +53,11 @@ class ShardLoop:
         record: Callable[[], None],
         lock_lost: threading.Event,
         slices: bool = True,
+        started: Callable[[Mapping[str, Any]], None] = lambda description: None,
     ) -> None:
         self.config, self.cluster, self.meter, self.progress = config, cluster, meter, progress
         self._record, self._lock_lost, self._slices = record, lock_lost, slices
+        self._started = started
         self._shutdown = Shutdown()
         self._failed: list[FailedShard] = []
         self._next_record = config.log_every
@@ -104,6 +108,7 @@ class ShardLoop:
                 self.meter.ready()
                 told = ", ".join(f"{name} {value}" for name, value in event.description.items() if name != "node_id")
                 self.progress.say(f"replica ready in {event.seconds:.1f} s ({told})")
+                self._started(event.description)
             case ReplicaReplaced():
                 self.progress.say(f"replica {event.description.get('pid', '')} is replaced: {event.reason}")
         self.progress.show()

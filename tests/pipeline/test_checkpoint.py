@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.checkpoint import load_checkpoint
+from pipeline import checkpoint
+from pipeline.checkpoint import choose_dtype, load_checkpoint
 from pipeline.errors import UserError
+from pipeline.machine_speed import bfloat16_gain
 from pipeline.random_model import random_llava, shape_config
 from reduction.shapes import DecoderShape, ModelShape, VisionShape
 from tests.checkpoint import save_checkpoint, tiny_tokenizer
@@ -69,3 +71,27 @@ def test_weights_that_are_not_there_are_not_made_up(tmp_path: Path, dtype: str) 
     save_file({name: weight.clone() for name, weight in weights.items() if name != gone}, path, {"format": "pt"})
     with pytest.raises(UserError, match=r"1 of its weights are not in its files, .*q_proj\.weight among them"):
         load_checkpoint(str(tmp_path), "cpu", dtype)
+
+
+@pytest.mark.parametrize(
+    ("units", "gain", "width", "expected"),
+    [
+        (True, 4.0, 4096, torch.bfloat16),
+        (True, 0.4, 4096, torch.float32),
+        (True, 4.0, 256, torch.float32),
+        (False, 4.0, 4096, torch.float32),
+    ],
+    ids=["units that work", "units that do not", "layers too small", "no units"],
+)
+def test_bfloat16_is_chosen_on_a_cpu_where_it_is_faster(
+    monkeypatch: pytest.MonkeyPatch, units: bool, gain: float, width: int, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": units})
+    monkeypatch.setattr(checkpoint, "_has_bf16_units", lambda: False)
+    monkeypatch.setattr(checkpoint, "bfloat16_gain", lambda width: gain)
+    assert choose_dtype("auto", torch.device("cpu"), width) == expected
+    assert choose_dtype("float16", torch.device("cpu"), width) == torch.float16
+
+
+def test_the_gain_is_measured_once() -> None:
+    assert bfloat16_gain(64) == bfloat16_gain(64) > 0

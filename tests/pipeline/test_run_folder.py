@@ -266,3 +266,13 @@ def test_a_stopped_driver_keeps_its_lock_on_the_same_machine(tmp_path: Path) -> 
             DriverLock(open_output(str(tmp_path)), ttl=0.2).acquire()
     finally:
         holder.kill()
+
+
+def test_what_replicas_run_on_is_noted_once_and_over_restarts(output: Output) -> None:
+    folder = prepare(output, CONFIG)
+    assert folder.remember_replica({"device": "cpu", "dtype": "bfloat16", "pid": 1}) == ["bfloat16"]
+    assert folder.remember_replica({"device": "cpu", "dtype": "bfloat16", "pid": 2}) == ["bfloat16"]
+    again = prepare(output, CONFIG)
+    assert again.remember_replica({"device": "cpu", "dtype": "float32", "pid": 3}) == ["bfloat16", "float32"]
+    noted = json.loads(output.read("run.json"))["replicas"]
+    assert noted == [{"device": "cpu", "dtype": "bfloat16"}, {"device": "cpu", "dtype": "float32"}]
