@@ -25,7 +25,7 @@ RETRY_SECONDS = 1.0
 PULSE_SECONDS = 30.0
 """How often a replica is asked for its pulse, or four times within the lease's timeout."""
 FAILED_STARTS = 3
-"""Failed starts in a row that end the run when no replica works."""
+"""Failed starts in a row that end the run when no replica works; one more for every further replica started at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +236,7 @@ class Dispatcher:
         replica.handle.kill()
         yield ReplicaReplaced(replica.description, reason)
         if not replica.description:
-            self._count_failed_start(reason)
+            self._count_failed_start(reason, blameless)
         elif replica.lease is not None and blameless:
             self.queue.give_back(replica.lease)
         elif replica.lease is not None:
@@ -248,11 +248,16 @@ class Dispatcher:
             yield outcome
         self._patience.failure(lease.whole, outcome, reason, max(self._target, len(self._replicas)))
 
-    def _count_failed_start(self, reason: str) -> None:
+    def _count_failed_start(self, reason: str, blameless: bool) -> None:
+        """A machine that vanished while a replica loaded says nothing about the next one."""
+        if blameless:
+            self._next_launch = time.monotonic() + RETRY_SECONDS
+            return
         self._failed_starts += 1
         self._next_launch = time.monotonic() + RETRY_SECONDS * 2 ** min(self._failed_starts - 1, 6)
         works = any(replica.state in ("idle", "working") for replica in self._replicas)
-        if self._failed_starts >= FAILED_STARTS and not works:
+        most = FAILED_STARTS - 1 + max(1, self.queue.useful(self._target))
+        if self._failed_starts >= most and not works:
             raise RunStopped(f"no replica could be started in {self._failed_starts} tries: {reason}")
 
     def _replace_hung(self) -> Iterator[Event]:

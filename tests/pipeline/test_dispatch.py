@@ -271,6 +271,23 @@ def test_starts_that_fail_now_and_then_do_not_end_the_run() -> None:
     assert reports(list(Dispatcher(script, refs(1), DispatchSettings()).run())) == ["0"]
 
 
+def test_machines_that_vanish_while_replicas_load_do_not_end_the_run() -> None:
+    script = Script(capacity=3)
+    script.start_outcomes = [ReplicaLost("its node has died", blameless=True)] * 9
+    assert sorted(reports(list(Dispatcher(script, refs(3), DispatchSettings()).run()))) == ["0", "1", "2"]
+
+
+def test_replicas_that_die_together_while_they_load_are_one_misfortune_and_not_many_tries() -> None:
+    script = Script(capacity=4)
+    script.start_outcomes = [ReplicaLost("killed")] * 4
+    assert len(reports(list(Dispatcher(script, refs(4), DispatchSettings()).run()))) == 4
+    script = Script(capacity=4)
+    script.start_outcomes = [ReplicaLost("killed")] * 40
+    with pytest.raises(RunStopped, match="no replica could be started in 6 tries: killed"):
+        list(Dispatcher(script, refs(4), DispatchSettings()).run())
+    assert not script.alive
+
+
 def test_no_room_for_a_replica_ends_the_run() -> None:
     script = Script(capacity=0)
     with pytest.raises(RunStopped, match=r"no machine had room for a replica within 0\.05 s"):

@@ -29,7 +29,7 @@ LARGE = "?" * 60
 def test_replicas_that_cannot_start_end_the_run_with_the_reason(scene: Scene) -> None:
     run = scene.start(TORTURE_BROKEN="the weights are damaged")
     said = run.ends(1)
-    assert "no replica could be started in 3 tries" in said
+    assert "no replica could be started in 5 tries" in said
     assert "the weights are damaged" in said
     assert run.summary["complete"] is False
     scene.start(nap=0.0).ends(0)
@@ -39,7 +39,7 @@ def test_replicas_that_cannot_start_end_the_run_with_the_reason(scene: Scene) ->
 @pytest.mark.torture
 def test_replicas_that_die_while_they_start_end_the_run(scene: Scene) -> None:
     run = scene.start(TORTURE_BROKEN="SIGKILL")
-    assert "no replica could be started in 3 tries" in run.ends(1)
+    assert "no replica could be started in 5 tries" in run.ends(1)
     scene.start(nap=0.0).ends(0)
     scene.check()
 
