@@ -41,6 +41,10 @@ class ReplicaHandle(Protocol):
         """Do a shard; answered with its ShardReport."""
         ...
 
+    def expect(self, ref: ShardRef) -> None:
+        """Say which shard it will probably be asked for next, so that it can begin to read it."""
+        ...
+
     def pulse(self) -> Call:
         """Answered, also while it starts or works, with a number that changes as work gets on."""
         ...
@@ -68,8 +72,8 @@ class Cluster(Protocol):
 class WorkerSpec:
     """How a replica's process makes its worker.
 
-    The worker offers `work(ref) -> ShardReport` and `describe() -> dict`, and may offer `pulse() -> int`, called from
-    another thread, which changes as a shard gets on.
+    The worker offers `work(ref) -> ShardReport` and `describe() -> dict`. It may offer, called from another thread,
+    `pulse() -> int`, which changes as a shard gets on, and `expect(ref)`, told the shard that probably comes next.
     """
 
     factory: str

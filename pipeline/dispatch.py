@@ -164,12 +164,14 @@ class Dispatcher:
         while self._idle:
             replica = self._idle[0]
             if replica.state == "idle":
-                lease = self.queue.take(self._target)
+                lease = self.queue.take(self._target, replica)
                 if lease is None:
                     return
                 replica.lease, replica.state, replica.changed = lease, "working", time.monotonic()
                 replica.call = replica.handle.work(lease.ref)
                 self._waiting[replica.call] = replica
+                if ahead := self.queue.promise(replica, self._target):
+                    replica.handle.expect(ahead)
             self._idle.popleft()
 
     def _collect(self) -> Iterator[Event]:
@@ -230,6 +232,7 @@ class Dispatcher:
 
     def _lose(self, replica: _Replica, reason: str, blameless: bool = False) -> Iterator[Event]:
         self._replicas.remove(replica)
+        self.queue.release(replica)
         replica.state = "lost"
         for call in (replica.call, replica.pulse):
             self._waiting.pop(call, None)

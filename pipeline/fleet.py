@@ -60,6 +60,10 @@ class _ReplicaActor:
                 os._exit(1)
             raise
 
+    def expect(self, ref: ShardRef) -> None:
+        if expect := getattr(self._worker, "expect", None):
+            expect(ref)
+
     def pulse(self) -> int:
         pulse = getattr(self._worker, "pulse", None)
         return -1 if pulse is None else int(pulse())
@@ -85,6 +89,9 @@ class RayReplica:
 
     def work(self, ref: ShardRef) -> Call:
         return self._actor.work.remote(ref)
+
+    def expect(self, ref: ShardRef) -> None:
+        self._actor.expect.options(concurrency_group="pulse").remote(ref)
 
     def pulse(self) -> Call:
         return self._actor.pulse.options(concurrency_group="pulse").remote()

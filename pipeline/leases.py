@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 
 from pipeline.division import PIECES, Division
@@ -72,6 +72,7 @@ class LeaseQueue:
         self._waiting = deque(Lease(ref, 1) for ref in largest_first)
         self._urgent: deque[Lease] = deque()
         """Slices, and what is tried again at once."""
+        self._promised: dict[Hashable, Lease] = {}
         self._out: set[Lease] = set()
         self._divisions: dict[str, Division] = {}
         self._max_attempts = max_attempts
@@ -79,7 +80,7 @@ class LeaseQueue:
 
     @property
     def waiting(self) -> int:
-        return len(self._urgent) + len(self._waiting)
+        return len(self._urgent) + len(self._promised) + len(self._waiting)
 
     @property
     def unfinished(self) -> int:
@@ -91,15 +92,32 @@ class LeaseQueue:
         scarce = len(self._waiting) < replicas and any(self._worth_slicing(lease) for lease in self._waiting)
         return replicas if scarce else min(replicas, self.unfinished)
 
-    def take(self, replicas: int = 1) -> Lease | None:
+    def promise(self, replica: Hashable, replicas: int) -> ShardRef | None:
+        """Set a shard aside for a replica, which may then read it ahead; None where it has one, or few are left."""
+        if self._urgent or replica in self._promised or len(self._waiting) <= SLICES_PER_REPLICA * replicas:
+            return None
+        self._promised[replica] = self._waiting.popleft()
+        return self._promised[replica].ref
+
+    def release(self, replica: Hashable) -> None:
+        """Queue what was promised to a replica that is gone."""
+        if lease := self._promised.pop(replica, None):
+            self._waiting.appendleft(lease)
+
+    def take(self, replicas: int = 1, replica: Hashable = None) -> Lease | None:
         """The next work for one of `replicas`; None when none is waiting."""
         if self._urgent:
             lease = self._urgent.popleft()
+        elif replica in self._promised:
+            lease = self._promised.pop(replica)
         elif self._waiting:
             shards = len(self._waiting)
             lease = self._waiting.popleft()
             if shards < replicas and self._worth_slicing(lease):
                 lease = self._divide(lease, math.ceil(SLICES_PER_REPLICA * replicas / shards))
+        elif self._promised:
+            # Whoever is free first does it: the one it was promised to has other work.
+            lease = self._promised.pop(next(iter(self._promised)))
         else:
             return None
         self._out.add(lease)

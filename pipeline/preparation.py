@@ -8,7 +8,6 @@ that begins where a window begins gives the same batches as the whole shard.
 from __future__ import annotations
 
 import itertools
-import queue
 import threading
 import time
 from collections import deque
@@ -20,6 +19,7 @@ from pipeline.batching import Asked, Picture
 from pipeline.images import ImageError, ImageTransform, decode_image
 from pipeline.limits import ReadLimits
 from pipeline.prompts import PromptError, PromptFormat
+from pipeline.reading import Reading
 from pipeline.records import Rejection, Sample, ShardRef
 from pipeline.retrying import Select
 from pipeline.shards import ShardEnd, read_shard
@@ -62,50 +62,56 @@ class Preparation:
     ) -> None:
         self.transform, self.prompts, self.prompt = transform, prompts, prompt
         self.limits, self.window = limits or ReadLimits(), window
+        self._lock = threading.Lock()
+        self._expected: ShardRef | None = None
+        self._ahead: tuple[ShardRef, Reading[Window]] | None = None
+        self._idle = False
+        """Whether the present shard has been read to its end."""
         self.members = 0
         """Members of shards met so far: a sign of life while nothing else happens."""
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="decode-images")
 
-    def windows(self, ref: ShardRef, select: Select = lambda items: items) -> Generator[Window, None, None]:
+    def windows(self, ref: ShardRef, select: Select | None = None) -> Generator[Window, None, None]:
         """Yield the windows of a shard, or of the items that `select` leaves of it; the last one has its end."""
-        ready: queue.Queue[Window | BaseException] = queue.Queue(maxsize=1)
-        abandoned = threading.Event()
-        reader = threading.Thread(target=self._read, args=(ref, select, ready, abandoned), daemon=True)
-        reader.start()
+        reading = self._reading_of(ref, select)
         try:
-            while True:
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-                if item.end is not None:
-                    return
+            for window in reading:
+                if window.end is not None:
+                    self._begin_expected()
+                yield window
         finally:
-            abandoned.set()
-            while reader.is_alive():
-                # A reader that waits for room in the queue must see that nobody comes any more.
-                while not ready.empty():
-                    ready.get_nowait()
-                reader.join(0.05)
+            reading.close()
 
-    def _read(
-        self,
-        ref: ShardRef,
-        select: Select,
-        ready: queue.Queue[Window | BaseException],
-        abandoned: threading.Event,
-    ) -> None:
-        try:
-            for window in self._fill(ref, select):
-                ready.put(window)
-                if abandoned.is_set():
-                    return
-        except BaseException as error:  # handed to the thread that iterates
-            ready.put(error)
+    def expect(self, ref: ShardRef) -> None:
+        """Say which shard is probably asked for next: it is read ahead once the present one has been read."""
+        with self._lock:
+            self._expected = ref
+        if self._idle:
+            self._begin_expected()
 
-    def _fill(self, ref: ShardRef, select: Select) -> Iterator[Window]:
+    def _reading_of(self, ref: ShardRef, select: Select | None) -> Reading[Window]:
+        with self._lock:
+            self._idle = False
+            ahead, self._ahead = self._ahead, None
+            if self._expected == ref:
+                self._expected = None
+        if ahead is not None and ahead[0] == ref and select is None:
+            return ahead[1]
+        if ahead is not None:
+            ahead[1].close()
+        return Reading(self._fill(ref, select))
+
+    def _begin_expected(self) -> None:
+        with self._lock:
+            self._idle = True
+            if self._expected is not None and self._ahead is None:
+                self._ahead = self._expected, Reading(self._fill(self._expected, None))
+                self._expected = None
+
+    def _fill(self, ref: ShardRef, select: Select | None) -> Iterator[Window]:
         filling = _Filling(self.window)
-        items = select(read_shard(ref, self.prompt, self.limits, self._passed))
+        items = read_shard(ref, self.prompt, self.limits, self._passed)
+        items = items if select is None else select(items)
         for order in itertools.count():
             began = time.perf_counter()
             item = next(items)

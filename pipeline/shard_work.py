@@ -59,6 +59,11 @@ class ShardWorker:
         """A number that changes as work gets on."""
         return self._answered + self.preparation.members
 
+    def expect(self, ref: ShardRef) -> None:
+        """Read a shard ahead that will probably be asked for next; may be called while another is worked on."""
+        if ref.task is None:
+            self.preparation.expect(ref)
+
     def work(self, ref: ShardRef) -> ShardReport | SliceReport:
         """Do the shard's task; without one, answer every question, write the parts and then the report.
 
@@ -85,9 +90,9 @@ class ShardWorker:
         )
 
     def _annotate(
-        self, ref: ShardRef, select: Select = lambda items: items
+        self, ref: ShardRef, select: Select | None = None
     ) -> tuple[ShardReport, list[Answer], list[Rejection], int]:
-        """The costs and rows of what `select` leaves of a shard, and how many samples it was numbered to have."""
+        """The costs and rows of a shard, or of what `select` leaves of it, and how many samples it was to have."""
         self.isolation.forgiving = self._suspect(ref.task)
         self._taken = began = time.perf_counter()
         report = ShardReport(ref.name, ref.url, ref.fingerprint)

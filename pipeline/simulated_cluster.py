@@ -30,6 +30,9 @@ class SimulatedReplica:
         self._cluster.leases += 1
         return self._cluster.answer(simulated_report(ref))
 
+    def expect(self, ref: ShardRef) -> None:
+        pass
+
     def pulse(self) -> Call:
         return self._cluster.answer(time.monotonic())
 

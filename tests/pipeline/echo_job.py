@@ -129,6 +129,10 @@ class ThreadReplica:
     def work(self, ref: ShardRef) -> Future[Any]:
         return self.threads.submit(lambda: self.worker.work(ref))
 
+    def expect(self, ref: ShardRef) -> None:
+        if expect := getattr(self.worker, "expect", None):
+            expect(ref)
+
     def pulse(self) -> Future[Any]:
         done: Future[Any] = Future()
         done.set_result(0)

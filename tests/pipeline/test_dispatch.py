@@ -46,6 +46,7 @@ class Script:
         self.launched = 0
         self.alive: set[Any] = set()
         self.log: list[str] = []
+        self.expected: list[str] = []
         self.start_outcomes: list[Outcome] = []
 
     def launch(self) -> Handle:
@@ -107,6 +108,9 @@ class Handle:
             return ShardReport(ref.name, ref.url, "", answers=1)
         return SliceReport(0 if part.condemned else len(inside), 0, WINDOW)
 
+    def expect(self, ref: ShardRef) -> None:
+        self.script.expected.append(ref.name)
+
     def pulse(self) -> Callable[[], Any]:
         return lambda: 0
 
@@ -141,6 +145,27 @@ def test_a_lost_replica_costs_the_shard_an_attempt() -> None:
     events = list(Dispatcher(script, refs(2), DispatchSettings(max_attempts=3)).run())
     assert {event.shard: event.attempts for event in events if isinstance(event, ShardReport)} == {"0": 2, "1": 1}
     assert script.log == ["0", "0", "1"]
+
+
+def test_a_replica_gets_what_it_was_told_to_expect() -> None:
+    script = Script(capacity=2)
+    list(Dispatcher(script, refs(40), DispatchSettings()).run())
+    assert sorted(map(int, script.log)) == list(range(40))
+    # In this cluster the two take turns, so each one's expected shard comes up two later.
+    assert len(script.expected) > 20
+    places = [script.log.index(name) for name in script.expected]
+    assert places == sorted(places)
+
+
+@given(
+    dying=st.sets(st.integers(0, 39), max_size=12),
+    capacity=st.integers(1, 4),
+    vanished=st.booleans(),
+)
+@settings(deadline=None)
+def test_what_a_dead_replica_was_to_expect_is_done_by_another(dying: set[int], capacity: int, vanished: bool) -> None:
+    script = Script({str(n): [ReplicaLost("gone", blameless=vanished)] for n in dying}, capacity)
+    assert sorted(map(int, reports(list(Dispatcher(script, refs(40), DispatchSettings()).run())))) == list(range(40))
 
 
 @given(
