@@ -7,13 +7,15 @@ killed driver nor a clock that jumped locks an output for ever.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -58,7 +60,7 @@ class DriverLock:
                 break  # it was written, and the storage's answer to that got lost
             if not self._is_dead(holder):
                 raise UserError(self._refusal(holder))
-            if self._take_over():
+            if self._take_over(holder):
                 break
         self._thread = threading.Thread(target=self._keep_alive, name="driver-lock", daemon=True)
         self._thread.start()
@@ -124,11 +126,30 @@ class DriverLock:
                 return False
         return True
 
-    def _take_over(self) -> bool:
-        self.output.put_atomic(LOCK_PATH, self._content())
+    def _take_over(self, dead: dict[str, Any]) -> bool:
+        """Take a dead driver's lock, unless another driver was quicker."""
+        with self._alone():
+            if self._holder() != dead:
+                return False
+            self.output.put_atomic(LOCK_PATH, self._content())
         time.sleep(REMOTE_SETTLE if self.output.local_root is None else LOCAL_SETTLE)
         holder = self._holder()
         return holder is not None and holder.get("owner") == self._owner
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps other drivers of this machine out; other machines are met by looking again after a while."""
+        root = self.output.local_root
+        if root is None:
+            yield
+            return
+        folder = os.open(root, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     def _refusal(self, holder: dict[str, Any]) -> str:
         age = max(0, round(time.time() - float(holder.get("time") or 0.0)))

@@ -247,6 +247,26 @@ def test_storage_that_fails_when_the_lock_is_given_back_leaves_it_to_expire(
     assert output.exists(LOCK_PATH)
 
 
+def test_of_two_drivers_that_found_the_same_dead_lock_the_slower_one_is_refused(
+    output: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere(output, time=time.time() - 3600)
+    slow, quick = DriverLock(output, ttl=1.0), DriverLock(output, ttl=1.0)
+    judge = slow._is_dead
+
+    def overtaken(holder: dict[str, Any]) -> bool:
+        dead = judge(holder)
+        if holder["host"] == "far":
+            quick.acquire()
+        return dead
+
+    monkeypatch.setattr(slow, "_is_dead", overtaken)
+    with pytest.raises(UserError, match="another run is writing to"):
+        slow.acquire()
+    assert json.loads(output.read(LOCK_PATH))["owner"] == quick._owner
+    quick.release()
+
+
 def test_the_heartbeat_beats(output: Output) -> None:
     with DriverLock(output, ttl=0.2):
         first = json.loads(output.read(LOCK_PATH))["beat"]
