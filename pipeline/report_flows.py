@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +20,12 @@ LEAST = 1e-6
 """A dropped patch of which less than this is left went nowhere."""
 
 
-def answer_and_flow(engine: Engine, picture: npt.NDArray[np.uint8], prompt: Prompt, tokenizer: object) -> Flow:
+def answer_and_flow(engine: Engine, picture: npt.NDArray[np.uint8], prompt: Prompt, tokenizer: Any) -> Flow:
     """Answer one question about one picture, (side, side, 3) of uint8, and trace what became of its patches."""
     images = torch.from_numpy(picture).unsqueeze(0)
     with observe(engine.model) as trace:
         (generation,) = engine.answer(images, prompt.prefix_ids, [Request(0, prompt.suffix_ids)])
-    answer = str(tokenizer.decode(generation.tokens, skip_special_tokens=True)).strip()  # type: ignore[attr-defined]
+    answer = str(tokenizer.decode(generation.tokens, skip_special_tokens=True)).strip()
     kept, moved = patch_moves(trace)
     return Flow(str(engine.reduction), answer, kept, moved)
 
