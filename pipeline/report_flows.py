@@ -47,7 +47,7 @@ def patch_moves(trace: Trace, row: int = 0) -> tuple[tuple[int, ...], tuple[tupl
         for cell, (weight, target) in enumerate(zip(most.tolist(), place.tolist(), strict=True))
         if cell not in stays and total[cell] > LEAST and kept[target] >= 0
     ]
-    return tuple(sorted(cell for cell in kept if cell >= 0)), tuple(moved)
+    return tuple(sorted(cell for cell in kept if 0 <= cell < patches)), tuple(moved)
 
 
 def make_example(

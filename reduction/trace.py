@@ -34,7 +34,7 @@ class Step:
 
     place: Place
     kept: Int[Tensor, "b k"]
-    """Which visual token each one was or, if made anew, stands for."""
+    """Which visual token each one was or, if made anew, stands for; n for the padding behind a row with fewer."""
     shares: Float[Tensor, "b k n"]
     """What each consists of: its weight on every visual token of the unreduced image."""
 
@@ -71,7 +71,11 @@ class Trace:
             kept = torch.cat([torch.zeros_like(kept[:, :1]), kept + 1], dim=1)
             transfer = torch.stack([torch.block_diag(torch.ones(1, 1).to(row), row) for row in transfer])
         before = self._before(*transfer.shape[::2])
-        self.steps.append(Step(view.place, before.kept.gather(1, kept), torch.bmm(transfer, before.shares)))
+        kept = before.kept.gather(1, kept)
+        if left.counts is not None:
+            real = left.counts.unsqueeze(1) + kept.shape[1] - left.kept.shape[1]
+            kept = kept.masked_fill(torch.arange(kept.shape[1]) >= real, self.shape.vision.visual_tokens)
+        self.steps.append(Step(view.place, kept, torch.bmm(transfer, before.shares)))
 
     def sort(self, order: Int[Tensor, "b k"]) -> None:
         """The tokens left are put in another order."""
@@ -112,7 +116,8 @@ def observe(model: Any) -> Iterator[Trace]:
         left = stages.reduce_tokens(view, states, n_drop, setting, sizes)
         eye = torch.eye(states.shape[1], device=states.device, dtype=torch.float32).expand(len(states), -1, -1)
         matrix = stages.reduce_tokens(view, eye, n_drop, setting, sizes).states
-        trace.add(view, stages.Reduced(left.states, left.kept.cpu()), matrix[..., view.first :].cpu())
+        counts = None if left.counts is None else left.counts.cpu()
+        trace.add(view, stages.Reduced(left.states, left.kept.cpu(), None, counts), matrix[..., view.first :].cpu())
         return left
 
     def sort_raster(reduced: stages.Reduced, cells: Tensor) -> stages.Reduced:

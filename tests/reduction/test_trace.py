@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.engine import Request
+from pipeline.report_flows import patch_moves
 from reduction import install, stages
 from reduction.methods import METHODS
 from reduction.schedule import plan
@@ -26,6 +27,7 @@ EXCHANGED = [
     "fastv:5,correlate=importance,compress=fuse",
     "random:4,correlate=cosine,compress=merge",
 ]
+ADAPTIVE = ["prumerge:adaptive", "prumerge:adaptive,compress=prune"]
 SETTINGS = [*(f"{name}:4" for name in METHODS if name != "dense"), *EXCHANGED]
 
 
@@ -132,7 +134,7 @@ def test_shares_say_what_the_stages_say() -> None:
     assert set(pooled.flatten().tolist()) == {0.0, 0.25}
 
 
-@pytest.mark.parametrize("text", SETTINGS)
+@pytest.mark.parametrize("text", [*SETTINGS, *ADAPTIVE])
 def test_the_engine_is_traced_as_install_is(text: str) -> None:
     model, images, asked = tiny_llava(3), pictures(2), suffixes(2)
     engine = make_engine(model, text)
@@ -144,6 +146,29 @@ def test_the_engine_is_traced_as_install_is(text: str) -> None:
     assert [step.place for step in trace.steps] == [step.place for step in installed.steps]
     assert torch.equal(trace.steps[-1].kept, installed.steps[-1].kept)
     near(trace.flows(), installed.flows())
+
+
+@pytest.mark.parametrize("text", ADAPTIVE)
+@pytest.mark.parametrize("strategy", ["default", "full"])
+def test_rows_with_fewer_tokens_are_padded_by_nothing(text: str, strategy: str) -> None:
+    model, images = tiny_llava(1, strategy=strategy, grid=6), tiny_images(6, grid=6)
+    setting, shape = Reduction.parse(text), from_config(model.config)
+    with torch.no_grad(), observe(model) as trace:
+        _, cells = run_tower(model, images, plan(setting, shape), setting)
+    cls = int(strategy == "full")
+    step = trace.steps[-1]
+    counts = (cells < 36).sum(1)
+    assert len(set(counts.tolist())) > 1
+    assert torch.equal(step.kept[:, cls:], cells + cls)
+    padding = step.kept == 36 + cls
+    assert torch.equal((~padding).sum(1), counts + cls)
+    assert not step.shares[padding].any()
+    assert (step.shares.sum(2)[~padding] > 0).all()
+    for row, count in enumerate(counts.tolist()):
+        with torch.no_grad(), observe(model) as alone:
+            run_tower(model, images[row : row + 1], plan(setting, shape), setting)
+        near(alone.steps[-1].shares[0], step.shares[row, : count + cls])
+        assert patch_moves(trace, row)[0] == patch_moves(alone)[0] == tuple(cells[row, :count].tolist())
 
 
 def test_watching_changes_nothing_and_ends() -> None:
