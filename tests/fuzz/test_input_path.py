@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from pipeline.records import ShardRef
+from pipeline.records import ShardRef, ShardReport
 from pipeline.run_folder import prepare
 from pipeline.shard_work import ShardWorker
 from pipeline.storage import open_output
@@ -68,6 +68,7 @@ def annotate_and_verify(sandbox: Path, data: bytes) -> None:
     ref = ShardRef("fuzz.tar", str(shard), len(data), "v1")
     report = worker.work(ref)
     worker.preparation.pool.shutdown()
+    assert isinstance(report, ShardReport)
     assert report.questions == report.answers + report.quarantined
     found = verify(output, [ref], finished=False)
     assert not found.findings

@@ -53,6 +53,12 @@ def worker(checkpoint: Path, output: Path, **settings: object) -> ShardWorker:
     return ShardWorker(replica, str(output), {"ficoco.test": "1"}, prompt="Describe the image.")
 
 
+def whole(made: ShardWorker, ref: ShardRef) -> ShardReport:
+    report = made.work(ref)
+    assert isinstance(report, ShardReport)
+    return report
+
+
 def rows(output: Path, report: ShardReport, folder: str) -> list[dict[str, object]]:
     paths = [str(part["path"]) for part in report.parts if str(part["path"]).startswith(folder)]
     return [row for path in paths for row in pq.read_table(output / path).to_pylist()]
@@ -61,7 +67,7 @@ def rows(output: Path, report: ShardReport, folder: str) -> list[dict[str, objec
 def test_real_photographs_are_answered(checkpoint: Path, tmp_path: Path) -> None:
     pictures = [photographs.astronaut(), photographs.coffee(), photographs.camera(), *load_sample_images().images]
     members = [(f"{i:05d}.jpg", jpeg(np.asarray(p))) for i, p in enumerate(pictures)]
-    report = worker(checkpoint, tmp_path / "out").work(write_tar(tmp_path / "a.tar", members))
+    report = whole(worker(checkpoint, tmp_path / "out"), write_tar(tmp_path / "a.tar", members))
     assert 0 < report.first_answer_seconds < report.wall_seconds
     assert (report.samples, report.questions, report.answers, report.quarantined) == (5, 5, 5, 0)
     answers = rows(tmp_path / "out", report, "data")
@@ -85,7 +91,7 @@ def test_what_cannot_be_answered_is_quarantined_and_the_rest_goes_on(checkpoint:
         ("f.json", json.dumps({"question": "x" * 5000}).encode()),
         ("g.png", jpeg(np.zeros((1, 1, 3), np.uint8), "PNG")),
     ]
-    report = worker(checkpoint, tmp_path / "out").work(write_tar(tmp_path / "a.tar", members))
+    report = whole(worker(checkpoint, tmp_path / "out"), write_tar(tmp_path / "a.tar", members))
     quarantine = [(r["key"], r["question_index"], r["stage"]) for r in rows(tmp_path / "out", report, "quarantine")]
     assert quarantine == [
         ("a", 1, "sample"),
@@ -112,7 +118,7 @@ def test_rows_do_not_depend_on_the_batch_size_or_an_earlier_shard(checkpoint: Pa
         if number:
             made.work(other)
         texts.append(
-            [(r["key"], r["question_index"], r["answer"]) for r in rows(made_output(made), made.work(ref), "data")]
+            [(r["key"], r["question_index"], r["answer"]) for r in rows(made_output(made), whole(made, ref), "data")]
         )
     assert len(texts[0]) == 18
     assert texts[0] == texts[1] == texts[2]
@@ -127,7 +133,7 @@ def made_output(made: ShardWorker) -> Path:
 def test_limit_takes_the_first_samples(checkpoint: Path, tmp_path: Path) -> None:
     whole = write_tar(tmp_path / "a.tar", [(f"{i}.jpg", noise(i)) for i in range(5)])
     ref = ShardRef(whole.name, whole.url, whole.size, whole.fingerprint, take=3)
-    report = worker(checkpoint, tmp_path / "out").work(ref)
+    report = whole(worker(checkpoint, tmp_path / "out"), ref)
     assert report.answers == report.samples == 3
     assert report.incomplete is None
 
