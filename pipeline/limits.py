@@ -28,7 +28,7 @@ _OPTIONS = {
 class ReadLimits:
     """Bounds on what one member, sample, image or shard may cost, however hostile.
 
-    Reading holds two images, one JSON and one text member at a time; parsed JSON takes up to 40 times its size.
+    Reading holds two images, one JSON and one text member at a time; parsed JSON takes up to 50 times its size.
     Decoding an image of more than 24 megapixels takes up to 12 bytes per pixel; such are decoded one at a time.
     """
 

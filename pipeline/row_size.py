@@ -6,6 +6,7 @@ from pipeline.records import Question, Rejection, Sample
 
 ROW_BYTES = 512
 """Of a row besides its text: the numbers, and what Python adds to every value."""
+REFERENCE_BYTES = 64
 
 
 def row_bytes(item: Sample | Rejection) -> int:
@@ -18,4 +19,5 @@ def row_bytes(item: Sample | Rejection) -> int:
 
 
 def _own_bytes(question: Question) -> int:
-    return sum(map(len, (question.text, question.id, question.kind or "", *question.references)))
+    texts = (question.text, question.id, question.kind or "", *question.references)
+    return sum(map(len, texts)) + REFERENCE_BYTES * len(question.references)
