@@ -67,6 +67,7 @@ def annotate_and_verify(sandbox: Path, data: bytes) -> None:
     worker = ShardWorker(None, str(sandbox / "out"), folder.provenance, "Describe.", LIMITS, 1)  # type: ignore[arg-type]
     ref = ShardRef("fuzz.tar", str(shard), len(data), "v1")
     report = worker.work(ref)
+    assert isinstance(report, ShardReport)
     worker.preparation.pool.shutdown()
     assert isinstance(report, ShardReport)
     assert report.questions == report.answers + report.quarantined
