@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.comparison import Comparison, Example, Flow, SettingResult
 from pipeline.report_chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, draw_chart, short
-from pipeline.report_facts import facts
+from pipeline.report_facts import facts, model_name
 from pipeline.report_front import cost_axes, quality_axis
 from pipeline.report_kinds import kinds
 from pipeline.report_markdown import markdown
@@ -67,6 +67,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
     charts = [chart for cost in cost_axes(comparison) if (chart := draw_chart(comparison, cost, quality))]
     return {
         "comparison": comparison,
+        "model": model_name(comparison.model),
         "verdict": _verdict(comparison),
         "quality": quality,
         "charts": charts,

@@ -123,6 +123,20 @@ def test_long_and_broken_texts_do_no_harm(tmp_path: Path) -> None:
     assert "right is <bdi>red; dark red</bdi>" in text
 
 
+@pytest.mark.parametrize(
+    ("model", "shown"),
+    [
+        ("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-7b-hf"),
+        ("/home/someone/checkpoints/llava", "checkpoints/llava"),
+        ("/llava", "/llava"),
+    ],
+)
+def test_a_models_folder_is_named_by_its_end(model: str, shown: str) -> None:
+    for text in (Page(page(comparison(model=model))).text, markdown(comparison(model=model))):
+        assert shown in text
+        assert "someone" not in text
+
+
 def test_without_references_fidelity_takes_accuracys_place() -> None:
     bare: dict[str, Any] = {"accuracy": None, "accuracy_by_kind": {}, "accuracy_difference": None, "mcnemar_p": None}
     text = Page(page(comparison(result("dense", share=1.0, **bare), result("fastv:64", **bare)))).text
