@@ -222,6 +222,20 @@ def test_a_shard_whose_slices_keep_failing_is_given_up_whole_and_the_others_go_o
     assert sorted(reports(events)) == ["0", "2", "3"]
 
 
+def test_a_lethal_sample_in_every_shard_does_not_end_the_run() -> None:
+    script = Script(capacity=8, poison={str(number): {number % 40} for number in range(30)})
+    assert len(reports(list(Dispatcher(script, refs(30), DispatchSettings()).run()))) == 30
+    assert sorted(script.condemned) == sorted((str(number), number % 40) for number in range(30))
+
+
+def test_a_shard_that_kills_while_it_is_only_counted_is_given_up() -> None:
+    script = Script({"1": [ReplicaLost("killed")] * 9})
+    events = list(Dispatcher(script, refs(3), DispatchSettings(max_attempts=3)).run())
+    assert [event.ref for event in events if isinstance(event, FailedShard)] == [refs(3)[1]]
+    assert script.log.count("1") == 2 + 3
+    assert sorted(reports(events)) == ["0", "2"]
+
+
 def test_a_retry_that_kills_goes_on_without_what_has_killed_before() -> None:
     script = Script({"0": [ReplicaLost("a"), ReplicaLost("b")], "1": [ReplicaLost("c")] * 4})
     asked = [replace(ref, task=Retry()) for ref in refs(2)]

@@ -166,6 +166,9 @@ def test_lethal_rows_are_spared_and_a_shard_that_gives_less_changes_nothing(tmp_
     spared = worker.work(replace(ref, task=Retry(spare_lethal=True)))
     assert isinstance(spared, ShardReport)
     assert (spared.answers, spared.quarantined) == (1, 2)
-    task = Retry()
-    again = retry_shard(output, ref, task, {}, lambda select: worker._annotate(ref, select)[:3])
+    path.write_bytes(tar_bytes([*numbered(1), *numbered(3)[4:]]))
+    with pytest.raises(SourceError, match="gives less now"):
+        worker.work(replace(ref, task=Retry()))
+    path.write_bytes(tar_bytes(numbered(3)))
+    again = retry_shard(output, ref, Retry(), {}, lambda select: worker._annotate(ref, select)[:3])
     assert (again.answers, again.quarantined) == (3, 0)
