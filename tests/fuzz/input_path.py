@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ from pipeline.parquet import encode_rows
 from pipeline.preparation import Preparation
 from pipeline.prompts import PromptFormat
 from pipeline.records import ANSWER_SCHEMA, QUARANTINE_SCHEMA, Answer, Rejection, ShardRef
+from pipeline.replica import Row
 from pipeline.shards import ShardEnd
 from pipeline.tasks import Slice
 from reduction.flops import Flops
@@ -35,7 +36,10 @@ class EchoReplica:
         self.batch_size = 4
         self.engine = SimpleNamespace(stopwatch=SimpleNamespace(seconds={}))
 
-    def answer(self, batch: Sequence[Picture]) -> list[tuple[tuple[int, int], Answer, Flops]]:
+    def answer_together(self, batches: Sequence[Sequence[Picture]]) -> Iterator[tuple[int, list[Row]]]:
+        yield from ((index, self.answer(batch)) for index, batch in enumerate(batches))
+
+    def answer(self, batch: Sequence[Picture]) -> list[Row]:
         return [(one.order, answered(one, picture), Flops()) for picture in batch for one in picture.asked]
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -131,8 +132,7 @@ def made_output(made: ShardWorker) -> Path:
 
 
 def test_limit_takes_the_first_samples(checkpoint: Path, tmp_path: Path) -> None:
-    whole = write_tar(tmp_path / "a.tar", [(f"{i}.jpg", noise(i)) for i in range(5)])
-    ref = ShardRef(whole.name, whole.url, whole.size, whole.fingerprint, take=3)
+    ref = replace(write_tar(tmp_path / "a.tar", [(f"{i}.jpg", noise(i)) for i in range(5)]), take=3)
     report = whole(worker(checkpoint, tmp_path / "out"), ref)
     assert report.answers == report.samples == 3
     assert report.incomplete is None
