@@ -14,7 +14,6 @@ from pipeline.parquet import encode_rows
 from pipeline.preparation import Preparation
 from pipeline.prompts import PromptFormat
 from pipeline.records import ANSWER_SCHEMA, QUARANTINE_SCHEMA, Answer, Rejection, ShardRef
-from pipeline.replica import Row
 from pipeline.shards import ShardEnd
 from pipeline.tasks import Slice
 from reduction.flops import Flops
@@ -24,6 +23,9 @@ LIMITS = ReadLimits(max_pixels=10**6, max_questions=50, max_row_bytes=2**22, max
 """Low enough to be met often; the memory tests use the defaults."""
 STAGES = {"open", "read", "sample", "image", "prompt", "model"}
 SIZE = 16
+
+
+Echoed = tuple[tuple[int, int], Answer, Flops]
 
 
 class EchoReplica:
@@ -36,10 +38,10 @@ class EchoReplica:
         self.batch_size = 4
         self.engine = SimpleNamespace(stopwatch=SimpleNamespace(seconds={}))
 
-    def answer_together(self, batches: Sequence[Sequence[Picture]]) -> Iterator[tuple[int, list[Row]]]:
+    def answer_together(self, batches: Sequence[Sequence[Picture]]) -> Iterator[tuple[int, list[Echoed]]]:
         yield from ((index, self.answer(batch)) for index, batch in enumerate(batches))
 
-    def answer(self, batch: Sequence[Picture]) -> list[Row]:
+    def answer(self, batch: Sequence[Picture]) -> list[Echoed]:
         return [(one.order, answered(one, picture), Flops()) for picture in batch for one in picture.asked]
 
 
