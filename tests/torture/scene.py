@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -33,7 +34,13 @@ class Run:
         self.out, self.err = folder / f"{number}.out", folder / f"{number}.err"
         with self.out.open("w") as out, self.err.open("w") as err:
             self.process = subprocess.Popen(
-                words, cwd=ROOT, stdout=out, stderr=err, env=dict(environment), start_new_session=True
+                words,
+                cwd=ROOT,
+                stdout=out,
+                stderr=err,
+                env=dict(environment),
+                start_new_session=True,
+                preexec_fn=_heed_interrupts,
             )
 
     @property
@@ -69,6 +76,11 @@ class Run:
     def gone(self) -> None:
         """Waits until nothing is left of its session: what a killed driver leaves must end by itself."""
         until(lambda: not of_session(self.session), f"processes are left: {of_session(self.session)}")
+
+
+def _heed_interrupts() -> None:
+    """As from a terminal: what a shell runs in the background ignores them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Scene:
