@@ -99,12 +99,12 @@ def test_the_figures_are_those_of_the_rows(folder: Path, model: Path) -> None:
 
 def test_it_is_written_as_parquet_csv_and_nested_runs(folder: Path, model: Path) -> None:
     result = run_compare(words(folder, model))
-    table = pq.read_table(folder / "out" / "comparison.parquet")
+    rows_written = pq.read_table(folder / "out" / "comparison.parquet")
     with (folder / "out" / "comparison.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert table.column("setting").to_pylist() == [line["setting"] for line in lines] == list(SLUGS)
-    assert float(lines[1]["fidelity_low"]) == table.column("fidelity_low")[1].as_py()
-    assert table.schema.metadata[b"ficoco.samples"] == b"8"
+    assert rows_written.column("setting").to_pylist() == [line["setting"] for line in lines] == list(SLUGS)
+    assert float(lines[1]["fidelity_low"]) == rows_written.column("fidelity_low")[1].as_py()
+    assert rows_written.schema.metadata[b"ficoco.samples"] == b"8"
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     parent = client.get_run(result.summary["mlflow_run_id"])
     assert parent.info.status == "FINISHED"
@@ -121,8 +121,8 @@ def test_it_is_written_as_parquet_csv_and_nested_runs(folder: Path, model: Path)
     run_compare(words(folder, model))
     again = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert len(again) == len(children)
-    tables = client.load_table(parent.info.experiment_id, "comparison.json", [parent.info.run_id])
-    assert list(tables["setting"]) == list(SLUGS)
+    table = json.loads(Path(client.download_artifacts(parent.info.run_id, "comparison.json")).read_text())
+    assert [line[table["columns"].index("setting")] for line in table["data"]] == list(SLUGS)
 
 
 def test_its_report_shows_what_each_setting_kept_of_pictures_from_all_over_the_corpus(
@@ -141,9 +141,8 @@ def test_its_report_shows_what_each_setting_kept_of_pictures_from_all_over_the_c
         assert random.moved == ()
         assert {target for _, target, _ in ficoco.moved} <= set(ficoco.kept)
         assert ficoco.moved
-    page = (folder / "out/report.html").read_text()
-    assert result.recommendation.split(":")[0] in page
-    assert "ficoco-vl:4" in (folder / "out/report.md").read_text()
+    assert result.recommendation in (folder / "out/report.md").read_text()
+    assert (folder / "out/report.html").read_text().count("data:image/jpeg") == 4
 
 
 def test_more_settings_later_leave_the_others_alone(folder: Path, model: Path) -> None:
