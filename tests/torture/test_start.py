@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 from jobs.verify_output import main as verify_output
 from pipeline.command_line import parse_command
-from pipeline.engine import Engine, Request
+from pipeline.decoder import Decoder, Prompts
 from pipeline.job import JobParts, JobResult, run
 from pipeline.places import located
 from pipeline.worker_spec import worker_spec
@@ -68,15 +67,16 @@ def test_a_device_without_room_for_a_batch_halves_it_and_quarantines_what_never_
     (tmp_path / "corpus.tar").write_bytes(tar_bytes(members))
     model = save_checkpoint(tmp_path / "model")
     assert run_on_threads(tmp_path, model, "roomy").summary["answers"] == 24
-    whole, sizes = Engine._answer, []
+    whole, sizes = Decoder.prefill, []
 
-    def small(self: Engine, images: torch.Tensor, prefix: Sequence[int], requests: Sequence[Request]) -> Any:
-        sizes.append(len(requests))
-        if len(requests) > 3 or max(len(request.suffix) for request in requests) > len(LARGE):
+    def small(self: Decoder, prompts: Prompts, *more: Any) -> Any:
+        rows, longest = prompts.suffix.shape
+        sizes.append(rows)
+        if rows > 3 or longest > len(LARGE):
             raise torch.OutOfMemoryError("the device is small")
-        return whole(self, images, prefix, requests)
+        return whole(self, prompts, *more)
 
-    monkeypatch.setattr(Engine, "_answer", small)
+    monkeypatch.setattr(Decoder, "prefill", small)
     result = run_on_threads(tmp_path, model, "small")
     assert result.exit_code == 0
     assert (result.summary["answers"], result.summary["quarantined"]) == (23, 1)
