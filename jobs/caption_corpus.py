@@ -15,6 +15,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from pipeline.budget import within_budget
 from pipeline.command_line import parse_command
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(config: RunConfig) -> JobResult:
     if not config.is_auto:
-        return run(config, real_parts())
+        settled, remark = within_budget(config)
+        return run(settled, real_parts(), remark)
     from pipeline.auto_reduction import run_auto  # brings the comparison, which a plain run does not need
 
     return run_auto(config, real_parts())

@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 
 import yaml
 
-from pipeline.config import Config, RunConfig, build, flag, options
+from pipeline.config import Config, RunConfig, build, options
 from pipeline.errors import UserError, nearest
+from pipeline.options import flag
 
 REPEATABLE = ("input", "settings")
 

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 import yaml
 
-from pipeline.config import RunConfig, count, number, option
+from pipeline.config import RunConfig
 from pipeline.errors import UserError, nearest
+from pipeline.options import count, number, option
 
 DENSE = "dense"
 SHARED = (

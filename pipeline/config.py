@@ -2,93 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
 from pipeline.errors import UserError
 from pipeline.limits import ReadLimits
+from pipeline.options import as_value_error, auto_or, byte_count, count, count_or_share, flag, keep, number, option
 from pipeline.prompts import VICUNA_SYSTEM_PROMPT
 from pipeline.scoring import METRICS
+from reduction.budget import Unit, parse_share, parse_tflops
 from reduction.methods import METHODS
-from reduction.notation import check_keep
 from reduction.settings import Reduction
 
 AUTO = "auto"
-Convert = Callable[[Any], Any]
+SETTLED = ("keep_tokens", "split", "budget_tflops", "budget_share")
+"""Options that the reduction's full notation stands for."""
 _LIMITS = ReadLimits()
 Config = TypeVar("Config", bound="RunConfig")
-
-
-def option(about: str, default: Any = MISSING, *, convert: Convert = str, choices: tuple[str, ...] = ()) -> Any:
-    """A field that is an option too; without a default it must be given.
-
-    Args:
-        about: the help text.
-        convert: text or YAML value -> the field's value; raises ValueError with the reason.
-    """
-    return field(default=default, metadata={"help": about, "convert": convert, "choices": choices})
-
-
-def count(least: int) -> Convert:
-    def convert(value: Any) -> int:
-        if isinstance(value, bool) or not re.fullmatch(r"[+-]?\d+", str(value).strip()):
-            raise ValueError("give a whole number")
-        if int(value) < least:
-            raise ValueError(f"give at least {least}")
-        return int(value)
-
-    return convert
-
-
-def byte_count(value: Any) -> int:
-    """A count of bytes, or a size such as 64MiB; K, M and G are powers of 1024 however they are spelled."""
-    match = re.fullmatch(r"(\d{1,12})\s*(?:([KMG])(?:i?B)?|B)?", str(value).strip(), flags=re.IGNORECASE)
-    if match is None or isinstance(value, bool):
-        raise ValueError("give a count of bytes, or a size such as 64MiB")
-    return int(match[1]) * 1024 ** (" KMG".index(match[2].upper()) if match[2] else 0)
-
-
-def number(least: float, most: float = float("inf")) -> Convert:
-    def convert(value: Any) -> float:
-        try:
-            result = float("nan") if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            result = float("nan")
-        if not least <= result <= most:
-            raise ValueError(
-                f"give a number from {least:g} on" if most == float("inf") else f"give {least:g} to {most:g}"
-            )
-        return result
-
-    return convert
-
-
-def auto_or(convert: Convert) -> Convert:
-    return lambda value: None if value in (None, "auto") else convert(value)
-
-
-def keep(value: Any) -> int | str:
-    """A count of tokens, or a share such as "11%"."""
-    text = str(value).strip()
-    kept: int | str = int(text) if text.isdecimal() else text
-    check_keep(kept)
-    return kept
-
-
-def count_or_share(value: Any) -> int | float:
-    """An int as it is; "1%" as the float 0.01."""
-    text = str(value).strip()
-    if text.endswith("%"):
-        return number(0, 100)(text[:-1].strip()) / 100
-    return count(0)(value)
-
-
-def flag(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise ValueError("give true or false")
 
 
 @dataclass(frozen=True)
@@ -112,6 +43,14 @@ class RunConfig:
         "--reduction auto: least share of answers that must be dense's own, such as 0.95", None, convert=number(0, 1)
     )
     auto_samples: int = option("--reduction auto: samples that it is chosen on", 500, convert=count(1))
+    budget_tflops: float | tuple[float, ...] | None = option(
+        "instead: TFLOPs of the prefill, LLM-Viewer's count at 60 text tokens, that the reduction is brought to",
+        None,
+        convert=as_value_error(parse_tflops),
+    )
+    budget_share: float | None = option(
+        "instead: share of all that dense costs, such as 28%%", None, convert=as_value_error(parse_share)
+    )
     split: float | None = option("ficoco-vl: share of the drop done in the encoder", None, convert=number(0, 1))
     prompt: str | None = option("asked of every image that brings no question", None)
     system_prompt: str | None = option(
@@ -168,6 +107,7 @@ class RunConfig:
         if not self.input:
             raise UserError("no input: give --input at least once")
         self._check_auto()
+        self._check_budget()
         if self.retry_quarantined and self.overwrite:
             raise UserError("--overwrite removes what --retry-quarantined would ask again: give one of them")
         parsed = self.parsed_reduction
@@ -198,6 +138,23 @@ class RunConfig:
             raise UserError("--max-accuracy-drop needs --metric, by which answers are scored; or give --min-fidelity")
 
     @property
+    def budget(self) -> tuple[float, Unit] | None:
+        """What the reduction may cost, where that is given and not the tokens to keep."""
+        if self.budget_share is not None:
+            return self.budget_share, "share"
+        return (self.budget_tflops, "tflops") if isinstance(self.budget_tflops, float) else None
+
+    def _check_budget(self) -> None:
+        if self.budget is None:
+            return
+        if self.budget_share is not None and self.budget_tflops:
+            raise UserError("the budget is given twice: give --budget-tflops or --budget-share")
+        if self.keep_tokens is not None:
+            raise UserError("the tokens to keep follow from the budget: leave --keep-tokens out, or the budget")
+        if self.is_auto:
+            raise UserError("--reduction auto chooses the tokens to keep: leave the budget out")
+
+    @property
     def parsed_reduction(self) -> Reduction:
         """`reduction`, `keep_tokens` and `split` as one value; dense while it is still to be chosen.
 
@@ -206,13 +163,17 @@ class RunConfig:
             UserError: the number of tokens is given twice, or not at all.
         """
         text = "dense" if self.is_auto else self.reduction
+        if self.budget is not None:
+            return Reduction.parse(text if self.split is None else f"{text},split={self.split}", sized=False)
         if self.keep_tokens is not None:
             method, comma, rest = text.partition(",")
             if ":" in method:
                 raise UserError(f"the tokens to keep are given twice: --reduction {text} and --keep-tokens")
             text = f"{method}:{self.keep_tokens}{comma}{rest}"
         elif text in METHODS and text != "dense":
-            raise UserError(f"--reduction {text} needs --keep-tokens: a count such as 64, or a share such as 11%")
+            raise UserError(
+                f"--reduction {text} needs --keep-tokens: a count such as 64, or a share such as 11%; or a budget"
+            )
         return Reduction.parse(text if self.split is None else f"{text},split={self.split}")
 
     @property
@@ -229,11 +190,13 @@ class RunConfig:
         """JSON values, with the reduction in its full notation and the system prompt in full."""
         plain = {
             **asdict(self),
+            "keep_tokens": None,
+            "split": None,
             "input": list(self.input),
             "reduction": str(self.parsed_reduction),
             "system_prompt": self.system_text,
         }
-        return {name: value for name, value in plain.items() if name not in ("keep_tokens", "split")}
+        return {name: value for name, value in plain.items() if value is not None or name not in SETTLED}
 
 
 def options(kind: type[RunConfig] = RunConfig) -> dict[str, Field[Any]]:

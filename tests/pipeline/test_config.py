@@ -76,8 +76,9 @@ def test_every_option_can_be_given_on_the_command_line_and_in_yaml(tmp_path: Pat
         "overwrite": True,
         "auto_samples": 7,
     }
-    # Two are for another reduction (`test_auto_reduction`), and --overwrite excludes the third.
-    assert set(given) == set(options()) - {"max_accuracy_drop", "min_fidelity", "retry_quarantined"}
+    # Two are for another reduction, --overwrite excludes the third, and tokens to keep exclude the budgets.
+    others = {"max_accuracy_drop", "min_fidelity", "retry_quarantined", "budget_tflops", "budget_share"}
+    assert set(given) == set(options()) - others
     words: list[str] = []
     for name, value in given.items():
         switch = "--" + name.replace("_", "-")
