@@ -16,7 +16,7 @@ from pipeline.ledger import Ledger
 from pipeline.part_names import shard_id
 from pipeline.records import ShardRef
 from pipeline.run_folder import PROGRAM, RunFolder, prepare, read_run, redacted, remove_run
-from pipeline.storage import Output, StorageError, open_output
+from pipeline.storage import Output, open_output
 from pipeline.totals import Totals
 
 RECORD_PATH = "comparison.json"
@@ -92,7 +92,7 @@ def prepare_comparison(
     """
     output = open_output(config.output)
     output.check_writable()
-    earlier = _read(output)
+    earlier = read_run(output, RECORD_PATH)
     if config.overwrite and earlier is not None:
         _remove(output, config.output)
         earlier = None
@@ -116,20 +116,6 @@ def prepare_comparison(
         starts=[*folder.record.get("starts", []), now],
     )
     return folder
-
-
-def _read(output: Output) -> dict[str, Any] | None:
-    try:
-        record = json.loads(output.read(RECORD_PATH))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        if isinstance(error, StorageError):
-            raise
-        record = None
-    if not isinstance(record, dict) or record.get("program") != PROGRAM:
-        raise UserError(f"{output.url}/{RECORD_PATH} was not written by {PROGRAM}; choose another --output")
-    return record
 
 
 def _remove(output: Output, url: str) -> None:

@@ -104,14 +104,14 @@ def prepare(output: Output, config: Mapping[str, Any], overwrite: bool = False) 
     return folder
 
 
-def read_run(output: Output) -> dict[str, Any] | None:
-    """The content of run.json; None where there is none.
+def read_run(output: Output, path: str = RUN_PATH) -> dict[str, Any] | None:
+    """The content of run.json, or of another record of this program; None where there is none.
 
     Raises:
-        UserError: there is a run.json that this program did not write.
+        UserError: there is such a file that this program did not write.
     """
     try:
-        record = json.loads(output.read(RUN_PATH))
+        record = json.loads(output.read(path))
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -119,7 +119,7 @@ def read_run(output: Output) -> dict[str, Any] | None:
             raise
         record = None
     if not isinstance(record, dict) or record.get("program") != PROGRAM:
-        raise UserError(f"{output.url}/{RUN_PATH} was not written by {PROGRAM}; choose another --output")
+        raise UserError(f"{output.url}/{path} was not written by {PROGRAM}; choose another --output")
     return record
 
 

@@ -8,6 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commit import commit_shard
+from pipeline.ledger import Ledger
+from pipeline.run_folder import RunFolder, prepare
+from pipeline.storage import open_output
+from tests.pipeline.output_rows import CONFIG, answer, rejection, report
+
 
 @pytest.fixture(scope="session")
 def blank_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -27,3 +33,17 @@ def store_in(blank_store: Path) -> Callable[[Path], str]:
         return f"sqlite:///{shutil.copy(blank_store, folder / 'mlflow.db')}"
 
     return copy
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """A finished run of two shards: seven answers, three in quarantine."""
+    folder = prepare(open_output(str(tmp_path / "out")), CONFIG)
+    for number, (answers, rejections) in enumerate([(4, 2), (3, 1)]):
+        name = f"0000{number}.tar"
+        rejected = [rejection(90 + n, name) for n in range(rejections)]
+        commit_shard(
+            folder.output, report(name), [answer(n, name) for n in range(answers)], rejected, folder.provenance
+        )
+    folder.succeed(Ledger(folder.output).scan().totals)
+    return folder

@@ -10,32 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from skimage import data
-from sklearn.datasets import load_sample_images
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from pipeline import images
-from pipeline.images import ImageError, ImageTransform, decode_image
+from pipeline.images import ImageError, decode_image
 from pipeline.limits import ReadLimits
 from tests.pipeline.shard_bytes import encoded, noise
-
-SIZES: dict[str, Any] = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
-CLIP = CLIPImageProcessorPil(**SIZES)
-LLAVA = LlavaImageProcessorPil(**SIZES, do_pad=True)
-PAD = ImageTransform.from_processor(CLIP, "pad")
-CROP = ImageTransform.from_processor(CLIP, "crop")
-PHOTOGRAPHS = [Image.fromarray(data.astronaut()), *(Image.fromarray(photo) for photo in load_sample_images().images)]
-
-
-def processed(processor: Any, image: Image.Image) -> np.ndarray:
-    pixels = processor(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"]
-    return pixels[0].transpose(1, 2, 0)
-
-
-def distance(image: Image.Image | bytes, transform: ImageTransform, expected: np.ndarray) -> np.ndarray:
-    stored = image if isinstance(image, bytes) else encoded(image)
-    return np.abs(decode_image(stored, transform).astype(int) - expected)
+from tests.pipeline.test_images import CLIP, CROP, LLAVA, PAD, PHOTOGRAPHS, distance, processed
 
 
 def png_header(width: int, height: int) -> bytes:

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.commit import commit_shard
-from pipeline.ledger import Ledger
 from pipeline.parquet import encode_rows
 from pipeline.part_names import data_path, file_stem, report_path
 from pipeline.records import ANSWER_SCHEMA, Answer, ShardRef
@@ -25,20 +24,6 @@ from tests.pipeline.output_rows import CONFIG, answer, rejection, report
 
 STEM = file_stem("00000.tar", "/corpus/00000.tar")
 REFS = [ShardRef(f"0000{n}.tar", f"/corpus/0000{n}.tar", 100, "100-1") for n in range(2)]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
-    """A finished run of two shards: seven answers, three in quarantine."""
-    folder = prepare(open_output(str(tmp_path / "out")), CONFIG)
-    for number, (answers, rejections) in enumerate([(4, 2), (3, 1)]):
-        name = f"0000{number}.tar"
-        rejected = [rejection(90 + n, name) for n in range(rejections)]
-        commit_shard(
-            folder.output, report(name), [answer(n, name) for n in range(answers)], rejected, folder.provenance
-        )
-    folder.succeed(Ledger(folder.output).scan().totals)
-    return folder
 
 
 def test_a_sound_output_is_confirmed_with_its_counts(folder: RunFolder) -> None:

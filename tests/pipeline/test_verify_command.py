@@ -10,7 +10,6 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from pipeline.commit import commit_shard
@@ -21,23 +20,9 @@ from pipeline.records import Rejection, Sample, ShardRef
 from pipeline.run_folder import RunFolder, prepare
 from pipeline.shards import read_shard
 from pipeline.storage import open_output
-from tests.pipeline.output_rows import CONFIG, answer, rejection, report
+from tests.pipeline.output_rows import CONFIG, answer, report
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
-    """A finished run of two shards: seven answers, three in quarantine."""
-    folder = prepare(open_output(str(tmp_path / "out")), CONFIG)
-    for number, (answers, rejections) in enumerate([(4, 2), (3, 1)]):
-        name = f"0000{number}.tar"
-        rejected = [rejection(90 + n, name) for n in range(rejections)]
-        commit_shard(
-            folder.output, report(name), [answer(n, name) for n in range(answers)], rejected, folder.provenance
-        )
-    folder.succeed(Ledger(folder.output).scan().totals)
-    return folder
 
 
 def corpus(path: Path, samples: int) -> None:
