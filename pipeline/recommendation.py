@@ -14,7 +14,7 @@ FIDELITY = 0.95
 
 def cheapest_first(results: Sequence[SettingResult]) -> list[SettingResult]:
     """By the median time for an image, which is what a run's machine hours, and so its money, follow."""
-    return sorted(results, key=lambda result: -result.images_per_second.value)
+    return sorted(results, key=_speed, reverse=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +38,17 @@ def recommend(results: Sequence[SettingResult], margin: float = MARGIN, fidelity
     what = f"within {_points(margin)} of dense" if scored else f"as dense in {fidelity:.0%} of its answers"
     measures = [(one, measure) for one in others if (measure := _measure(one, scored)) is not None]
     holding = [one for one, measure in measures if measure.low >= least]
-    if holding and holding[0].images_per_second.value > dense.images_per_second.value:
+    faster = [(one, measure) for one, measure in measures if _speed(one) > _speed(dense)]
+    if holding and _speed(holding[0]) > _speed(dense):
         evidence = _evidence(holding[0], dense, scored)
         return Advice(f"The cheapest setting {what}, with 95 % confidence, is {evidence}.", holding[0].setting)
-    if holding:
-        speeds = [f"{one.images_per_second.value:.3g} images/s" for one in (holding[0], dense)]
+    near = [one for one, measure in faster if measure.value >= least]
+    if holding and not near:
+        speeds = [f"{_speed(one):.3g} images/s" for one in (holding[0], dense)]
         sentence = f"Take dense: {holding[0].setting}, the cheapest setting {what}, is no faster"
         return Advice(f"{sentence} ({speeds[0]} against {speeds[1]}).", dense.setting)
-    near = [one for one, measure in measures if measure.value >= least]
     if near:
-        sentence = f"Take dense: no setting is {what} with 95 % confidence on these samples"
+        sentence = f"Take dense: no faster setting is {what} with 95 % confidence on these samples"
         evidence = _evidence(near[0], dense, scored)
         return Advice(
             f"{sentence}. More samples may tell: by its estimate alone the cheapest is {evidence}.", dense.setting
@@ -56,6 +57,10 @@ def recommend(results: Sequence[SettingResult], margin: float = MARGIN, fidelity
         return Advice("Take dense: no setting answered anything that could be compared.", dense.setting)
     best = max(measures, key=lambda pair: pair[1].value)[0]
     return Advice(f"Take dense: no setting is {what}; the best is {_evidence(best, dense, scored)}.", dense.setting)
+
+
+def _speed(result: SettingResult) -> float:
+    return result.images_per_second.value
 
 
 def _points(share: float) -> str:
@@ -67,7 +72,7 @@ def _measure(result: SettingResult, scored: bool) -> Interval | None:
 
 
 def _evidence(result: SettingResult, dense: SettingResult, scored: bool) -> str:
-    speed = result.images_per_second.value / dense.images_per_second.value
+    speed = _speed(result) / _speed(dense)
     flops = sum(result.flops.values()) / sum(dense.flops.values())
     cost = f"{speed:.2f} times dense's images per second, {flops:.0%} of its FLOPs"
     if result.usd_per_million_images is not None:

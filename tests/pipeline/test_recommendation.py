@@ -70,6 +70,14 @@ def test_one_that_holds_and_saves_no_time_is_not_taken() -> None:
     assert "ficoco-v:200, the cheapest setting within 1 point of dense, is no faster" in advice.sentence
 
 
+def test_a_faster_one_that_may_hold_is_named_rather_than_a_slower_one_that_does() -> None:
+    slow = result("sparsevlm:230", 0.9, (0.0, -0.001, 0.001))
+    advice = recommend([DENSE, slow, UNSURE, BAD])
+    assert advice.setting == "dense"
+    assert "no faster setting is within 1 point" in advice.sentence
+    assert "by its estimate alone the cheapest is random:64" in advice.sentence
+
+
 def test_without_references_fidelity_decides() -> None:
     dense = result("dense", 1.0, scored=False)
     close = result("ficoco-l:64", 1.5, fidelity=(0.98, 0.96, 0.99), scored=False)
