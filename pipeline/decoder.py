@@ -51,7 +51,6 @@ class Decoder:
         self.head_dim: int = attention.head_dim
         self.kv_heads: int = attention.k_proj.out_features // self.head_dim
         self.grouped = attention.q_proj.out_features != attention.k_proj.out_features
-        self.first_joint = next((i for i, n in enumerate(plan.decoder_drops) if n), len(plan.decoder_drops))
         self.packed = reduction.positions == "packed"
 
     def base(self, prefix: int) -> tuple[int, ...]:
@@ -77,7 +76,7 @@ class Decoder:
         positions = position_ids(
             len(prompts.prefix), prompts.kept, self.visual_tokens, suffix.shape[1], self.reduction.positions
         )
-        split = self.first_joint if len(prompts.visual) < len(prompts.suffix) else 0
+        split = self.plan.first_decoder_drop if len(prompts.visual) < len(prompts.suffix) else 0
         joint = None
         for index, layer in enumerate(self.llama.layers):
             if index < split:

@@ -102,14 +102,9 @@ def prefill(shape: ModelShape, plan: Plan, text_tokens: int, *, causal: bool = F
     return {**layers, "head": head(shape.decoder)}
 
 
-def _first_reducing(plan: Plan) -> int:
-    """The decoder layer up to which an image's questions have its keys in common; the number of layers where all."""
-    return next((layer for layer, drop in enumerate(plan.decoder_drops) if drop), len(plan.decoder_drops))
-
-
 def prefill_prefix(shape: ModelShape, plan: Plan, prefix_tokens: int, *, causal: bool = False) -> dict[str, int]:
     """FLOPs of what an image's questions can share: text before the image and image, in the layers before any drop."""
-    first = _first_reducing(plan)
+    first = plan.first_decoder_drop
     entering, leaving = plan.decoder_lengths(prefix_tokens)[:first], _leaving(plan, prefix_tokens)[:first]
     return _decoder_layers(shape.decoder, entering, leaving, (0,) * first, causal)
 
@@ -121,7 +116,7 @@ def prefill_suffix(
 
     Its own text in the layers before any drop, its whole prompt in the others.
     """
-    first, text = _first_reducing(plan), prefix_tokens + suffix_tokens
+    first, text = plan.first_decoder_drop, prefix_tokens + suffix_tokens
     own = (suffix_tokens,) * first
     cached = plan.decoder_lengths(prefix_tokens)[:first] + (0,) * (shape.decoder.layers - first)
     entering, leaving = plan.decoder_lengths(text)[first:], _leaving(plan, text)[first:]
@@ -177,6 +172,7 @@ def count_text(
     )
 
 
+@lru_cache(maxsize=65536)
 def count_shared_text(
     shape: ModelShape,
     plan: Plan,

@@ -66,6 +66,11 @@ class Plan:
         return any(self.decoder_drops)
 
     @property
+    def first_decoder_drop(self) -> int:
+        """The decoder layer up to which an image's questions have its keys in common; the number of layers: in all."""
+        return next((layer for layer, drop in enumerate(self.decoder_drops) if drop), len(self.decoder_drops))
+
+    @property
     def reduces(self) -> bool:
         return self.reduces_vision or self.reduces_language or self.projector_drop > 0
 
