@@ -17,6 +17,10 @@ from torch.nn import functional
 from reduction.tensors import Bool, Float, Int
 
 
+CACHED_VALUES = 2**18
+"""Values in float32 that a processor's second-level cache holds beside other things."""
+
+
 def precise(tensor: Float[Tensor, ...]) -> Float[Tensor, ...]:
     """At least float32: half-precision scores would tie."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
@@ -58,7 +62,10 @@ def score_scale(heads: int, head_width: int) -> float:
 def masked_mean(tokens: Float[Tensor, "b m w"], mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b w"]:
     """Mean over the real tokens, at least float32; zero for a row that has none."""
     if mask is None:
-        return precise(tokens.mean(1) if tokens.shape[1] else tokens.sum(1))
+        if tokens.device.type != "cpu":
+            return precise(tokens).sum(1) / max(1, tokens.shape[1])
+        # Row by row the float32 copy stays in the processor's cache.
+        return torch.stack([precise(row).sum(0) for row in tokens]) / max(1, tokens.shape[1])
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     weights = mask.to(dtype)
     weights = weights / weights.sum(1, keepdim=True).clamp_min(1)
@@ -72,7 +79,16 @@ def raw_scores(queries: Float[Tensor, "b n w"], keys: Float[Tensor, "b m w"], sc
 
 def mean_score(tokens: Float[Tensor, "b n w"], mean: Float[Tensor, "b w"], scale: float) -> Float[Tensor, "b n"]:
     """Mean score of each token with the other side's tokens, given their mean: linear in n."""
-    return torch.bmm(precise(tokens), (precise(mean) * scale).unsqueeze(-1)).squeeze(-1)
+    column = (precise(mean) * scale).unsqueeze(-1)
+    if tokens.device.type != "cpu":
+        return torch.bmm(precise(tokens), column).squeeze(-1)
+    # Piece by piece the float32 copy stays in the processor's cache.
+    piece = max(1, CACHED_VALUES // tokens.shape[2])
+    rows = [
+        torch.cat([precise(part) @ other for part in row.split(piece)])
+        for row, other in zip(tokens, column, strict=True)
+    ]
+    return torch.stack(rows).squeeze(-1)
 
 
 def _products(queries: Float[Tensor, "b g n d"], keys: Float[Tensor, "b g m d"]) -> Float[Tensor, "b g n m"]:

@@ -56,8 +56,9 @@ def _weighted(
     targets: Float[Tensor, "b t w"], sources: Float[Tensor, "b s w"], weights: Float[Tensor, "b s t"]
 ) -> Float[Tensor, "b t w"]:
     share = 1 / (1 + weights.sum(1).unsqueeze(-1))
-    summed = torch.baddbmm(targets, weights.transpose(1, 2).to(sources.dtype), sources)
-    return summed.mul_(share.to(summed.dtype))
+    # The targets are passed over once, added to what they take in.
+    taken = torch.bmm((weights.transpose(1, 2) * share).to(sources.dtype), sources)
+    return taken.addcmul_(targets, share.to(targets.dtype))
 
 
 Sizes = tuple[Float[Tensor, "b t"], Float[Tensor, "b s"]] | None
