@@ -16,7 +16,6 @@ from torch.nn import functional
 
 from reduction.tensors import Bool, Float, Int
 
-
 CACHED_VALUES = 2**18
 """Values in float32 that a processor's second-level cache holds beside other things."""
 

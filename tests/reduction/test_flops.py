@@ -4,14 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from reduction import flops
 from reduction.schedule import plan
 from reduction.settings import Reduction
 from reduction.shapes import NAMED, from_config
+from tests.reduction.counted import operations
 
 DENSE = Reduction.parse("dense")
 SEVEN_B = NAMED["llava-1.5-7b"]
@@ -96,21 +95,6 @@ def model() -> LlavaForConditionalGeneration:
         vision_feature_layer=-1,
     )
     return LlavaForConditionalGeneration(config).eval()
-
-
-def operations(run) -> dict[str, int]:
-    """FLOPs by ATen operator as PyTorch's counter sees them; attention decomposed into its matrix products.
-
-    Without the rotary angles, an outer product that some versions of PyTorch run as a matrix product.
-    """
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        run()
-    counts = counter.get_flop_counts()
-    angles = [part for module, part in counts.items() if module.endswith("rotary_emb")]
-    return {
-        str(operator).removeprefix("aten."): count - sum(part.get(operator, 0) for part in angles)
-        for operator, count in counts["Global"].items()
-    }
 
 
 def test_tower_agrees_with_the_counter(model):
