@@ -1,12 +1,12 @@
 """Intervals from random weights over images: questions about one image are not independent, so images are weighted.
 
-Percentiles of ratios of sums under Dirichlet weights (the Bayesian bootstrap, Rubin 1981), over the sample and one more
-image: at its worst for the low end, at its best for the high end. A sample in which nothing went wrong does not prove
-that nothing ever will, yet without that image all its weightings would say so. Of right and wrong over n images the ends
-are then the exact binomial ones (Clopper & Pearson 1934); that they hold for any other bounded value as well is
-conjectured, with no exception known (Learned-Miller & Thomas 2019, arXiv 1905.06208). Drawing images with replacement
-instead, which gives whole counts of the few that differ, holds less often than it says: 94 % instead of 95 in
-simulations where one answer in 100 is lost.
+Percentiles of ratios of sums under Dirichlet weights (the Bayesian bootstrap, Rubin 1981), over the sample and one
+more image: at its worst for the low end, at its best for the high end. A sample in which nothing went wrong does not
+prove that nothing ever will, yet without that image all its weightings would say so. Of right and wrong over n images
+the ends are then the exact binomial ones (Clopper & Pearson 1934); that they hold for any other bounded value as well
+is conjectured, with no exception known (Learned-Miller & Thomas 2019, arXiv 1905.06208). Drawing images with
+replacement instead, which gives whole counts of the few that differ, holds less often than it says: 94 % instead of
+95 in simulations where one answer in 100 is lost.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from pipeline.comparison import Interval
 
-DRAWS = 4000
+DRAWS = 10_000
 BLOCK = 2**22
 """Weights in memory at a time."""
 
@@ -75,7 +75,7 @@ def intervals(ratios: Sequence[Ratio], level: float = 0.95, draws: int = DRAWS, 
 
 
 def _weights(images: int, draws: int, seed: int) -> Iterator[Floats]:
-    """Of each image, (draws, images) in blocks: exponential, which are Dirichlet once a ratio divides them by their sum."""
+    """Of each image, (draws, images) in blocks: exponential, so Dirichlet once a ratio divides by their sum."""
     generator = np.random.default_rng(seed)
     rows = max(1, BLOCK // images)
     for start in range(0, draws, rows):
