@@ -91,12 +91,24 @@ def _cost(comparison: Comparison) -> list[Column]:
         number(
             "LLM", f"{unit} of the LLM's prefill as LLM-Viewer counts", lambda r: r.llm_viewer_tflops * 1e12 / scale
         ),
-        number("Asked", "TFLOPs asked for, LLM-Viewer's convention", lambda r: r.budget_tflops),
+        Column(
+            "Asked", "TFLOPs of the LLM as LLM-Viewer counts, or share of dense, asked for; below it, reached", _asked
+        ),
         Column("Seconds", "of all samples, median; vision, prefill, decode", _seconds),
-        number("KV MB", "keys and values per question, 10⁶ bytes", lambda r: r.kv_megabytes),
+        number("KV MB", "keys and values at the end of a question, 10⁶ bytes", lambda r: r.kv_megabytes),
+        number("fp16", "the same as papers state it: in 16 bits, behind the prefill", lambda r: r.kv_megabytes_fp16),
         number("Peak MB", "peak memory, 10⁶ bytes", lambda r: r.peak_megabytes),
         number("USD", "per million images", lambda r: r.usd_per_million_images),
     ]
+
+
+def _asked(result: SettingResult) -> Cell:
+    reached = result.budget_reached or 0.0
+    if result.budget_share is not None:
+        return Cell(f"{100 * result.budget_share:.3g} %", f"{100 * reached:.3g} %", result.budget_share)
+    if result.budget_tflops is not None:
+        return Cell(f"{result.budget_tflops:.3g}", f"{reached:.3g}", result.budget_tflops)
+    return Cell(MISSING)
 
 
 def _seconds(result: SettingResult) -> Cell:
