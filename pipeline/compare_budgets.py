@@ -29,7 +29,7 @@ class Settings:
     budgets: dict[str, Solution] = field(default_factory=dict)
     """Setting -> what was asked for and reached, where it came from a budget."""
     out_of_reach: list[str] = field(default_factory=list)
-    """One sentence for each budget that a method cannot meet."""
+    """One sentence for each method that cannot meet some budgets."""
 
 
 def needs_budget(written: Sequence[str]) -> bool:
@@ -66,21 +66,28 @@ def choose_settings(written: Sequence[str], budgets: Sequence[Budget], shape: Mo
     """
     found = Settings([])
     names: list[str] = []
+    unmet: list[ReductionError] = []
     for text in written:
         if not _without_tokens(text):
             names.append(str(Reduction.parse(text)))
             continue
+        missed: dict[str, ReductionError] = {}
         for budget in budgets:
             try:
                 solved = solve(_keeping_all(text), shape, *budget, request)
             except ReductionError as error:
-                found.out_of_reach.append(str(error))
+                missed[_shown(budget)] = error
                 continue
             names.append(str(solved.reduction))
             found.budgets[str(solved.reduction)] = solved
+        if missed:
+            unmet += missed.values()
+            first = str(next(iter(missed.values())))
+            reason = first.partition(": ")[2] or first
+            found.out_of_reach.append(f"{text} cannot meet {' and '.join(missed)}: {reason}")
     found.names = duplicates_dropped(names)
-    if found.out_of_reach and not found.budgets:
-        raise UserError(found.out_of_reach[0])
+    if unmet and not found.budgets:
+        raise UserError(str(unmet[0]))
     return found
 
 
@@ -107,6 +114,11 @@ def mean_prompt_tokens(config: CompareConfig, refs: Iterable[ShardRef]) -> int:
     if not counts:
         raise UserError("no sample asks a question, so no cost of one can be known: give --prompt")
     return round(sum(counts) / len(counts))
+
+
+def _shown(budget: Budget) -> str:
+    amount, unit = budget
+    return f"{amount:.3g} TFLOPs" if unit == "tflops" else f"{amount:.3g} of dense"
 
 
 def _without_tokens(text: str) -> bool:

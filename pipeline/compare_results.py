@@ -27,9 +27,15 @@ SPEED_NOTE = (
     "meanwhile in other threads, is left out."
 )
 DEPENDENT_NOTE = (
-    "Several questions were asked about an image: the intervals draw images, not questions; McNemar's test takes "
+    "Several questions were asked about an image: the intervals are over images, not questions; McNemar's test takes "
     "questions as independent, so its p values are too small."
 )
+
+SELECTION_NOTE = (
+    "Each interval holds by itself; among so many settings a few look better than they are, the best ones first."
+)
+MANY = 10
+"""Settings from which on that is said."""
 
 
 def gather(
@@ -148,6 +154,8 @@ def _notes(answers: Mapping[str, Rows], dense: str, times: Mapping[str, SettingT
     notes = [SPEED_NOTE]
     if len({key[:2] for key in answers[dense]}) < len(answers[dense]):
         notes.append(DEPENDENT_NOTE)
+    if len(answers) > MANY:
+        notes.append(SELECTION_NOTE)
     lacking = {setting: len(answers[dense].keys() - rows.keys()) for setting, rows in answers.items()}
     notes += [
         f"{setting} left {count} questions unanswered that dense answered; they are left out of its differences."

@@ -77,7 +77,8 @@ def _evidence(result: SettingResult, dense: SettingResult, scored: bool) -> str:
     flops = sum(result.flops.values()) / sum(dense.flops.values())
     cost = f"{speed:.2f} times dense's images per second, {flops:.0%} of its FLOPs"
     if result.usd_per_million_images is not None:
-        cost += f", {result.usd_per_million_images:,.0f} USD per million images"
+        usd = result.usd_per_million_images
+        cost += f", {usd:,.0f} USD per million images" if usd >= 10 else f", {usd:.2g} USD per million images"
     measure, accuracy = _measure(result, scored), result.accuracy
     if measure is None:
         return f"{result.setting}: {cost}"

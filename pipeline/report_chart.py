@@ -157,7 +157,7 @@ Box = tuple[float, float, float, float]
 def place_labels(marks: Sequence[Mark]) -> tuple[Mark, ...]:
     """The marks with labels on the front, on dense and on what is recommended, where there is room.
 
-    Each label takes the first free place of some around its point; one without a free place is left out.
+    Each label takes the nearest free place where it cannot be taken for another point's; one without is left out.
     """
     taken: list[Box] = [(mark.x - 5, mark.y - 5, mark.x + 5, mark.y + 5) for mark in marks]
     order = sorted(marks, key=lambda mark: (not mark.recommended, not mark.dense, mark.x))
@@ -166,13 +166,27 @@ def place_labels(marks: Sequence[Mark]) -> tuple[Mark, ...]:
         if not (mark.on_front or mark.dense or mark.recommended):
             continue
         text = mark.setting if len(mark.setting) <= LONGEST else mark.setting[: LONGEST - 1] + "…"
-        for label in _places(mark, text):
-            box = _box(label)
-            if not any(_overlap(box, other) for other in taken) and _inside(box):
-                labels[mark.index] = label
-                taken.append(box)
-                break
+        others = [other for other in marks if other is not mark]
+        free = [
+            label
+            for label in _places(mark, text)
+            if _inside(box := _box(label)) and not any(_overlap(box, other) for other in taken)
+        ]
+        if free:
+            labels[mark.index] = min(free, key=lambda label: _strain(label, mark, others))
+            taken.append(_box(labels[mark.index]))
     return tuple(_labelled(mark, labels.get(mark.index)) for mark in marks)
+
+
+def _strain(label: Label, mark: Mark, others: Sequence[Mark]) -> float:
+    """How hard it is to see what a label belongs to: its distance, and how many other points are as near."""
+    box, own = _box(label), _away(_box(label), mark)
+    nearer = sum(_away(box, other) <= own + (0 if other.on_front else -4) for other in others)
+    return own + (12 if label.leader else 0) + 30 * nearer
+
+
+def _away(box: Box, mark: Mark) -> float:
+    return math.hypot(max(box[0] - mark.x, 0.0, mark.x - box[2]), max(box[1] - mark.y, 0.0, mark.y - box[3]))
 
 
 def _labelled(mark: Mark, label: Label | None) -> Mark:
@@ -188,11 +202,13 @@ def _places(mark: Mark, text: str) -> list[Label]:
         Label(mark.x + 9, mark.y + 17, "start", text, False),
         Label(mark.x, mark.y - 12, "middle", text, False),
         Label(mark.x, mark.y + 20, "middle", text, False),
+        Label(mark.x + 9, mark.y - 8, "start", text, False),
+        Label(mark.x - 9, mark.y + 17, "end", text, False),
     ]
     far = [
         Label(mark.x + side * away, mark.y + rise, "start" if side > 0 else "end", text, True)
-        for away in (16, 40, 80)
-        for rise in (-24, 28, -40, 44, -58, 62, -78, 84, 110, 140, 170)
+        for away in (12, 24, 40, 60, 90)
+        for rise in (-78, -58, -40, -24, -10, 14, 28, 44, 62, 84, 110, 140, 170)
         for side in (-1, 1)
     ]
     return near + far

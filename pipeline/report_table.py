@@ -92,23 +92,31 @@ def _cost(comparison: Comparison) -> list[Column]:
             "LLM", f"{unit} of the LLM's prefill as LLM-Viewer counts", lambda r: r.llm_viewer_tflops * 1e12 / scale
         ),
         Column(
-            "Asked", "TFLOPs of the LLM as LLM-Viewer counts, or share of dense, asked for; below it, reached", _asked
+            "Asked",
+            f"budget: {unit} of the LLM as above, or share of dense; below it reached",
+            lambda r: _asked(r, scale),
         ),
         Column("Seconds", "of all samples, median; vision, prefill, decode", _seconds),
-        number("KV MB", "keys and values at the end of a question, 10⁶ bytes", lambda r: r.kv_megabytes),
-        number("fp16", "the same as papers state it: in 16 bits, behind the prefill", lambda r: r.kv_megabytes_fp16),
+        Column(
+            "KV MB", "keys and values at a question's end, 10⁶ bytes; below it as papers state them", _keys_and_values
+        ),
         number("Peak MB", "peak memory, 10⁶ bytes", lambda r: r.peak_megabytes),
         number("USD", "per million images", lambda r: r.usd_per_million_images),
     ]
 
 
-def _asked(result: SettingResult) -> Cell:
+def _asked(result: SettingResult, scale: float) -> Cell:
     reached = result.budget_reached or 0.0
     if result.budget_share is not None:
         return Cell(f"{100 * result.budget_share:.3g} %", f"{100 * reached:.3g} %", result.budget_share)
-    if result.budget_tflops is not None:
-        return Cell(f"{result.budget_tflops:.3g}", f"{reached:.3g}", result.budget_tflops)
-    return Cell(MISSING)
+    if result.budget_tflops is None:
+        return Cell(MISSING)
+    asked, reached = (value * 1e12 / scale for value in (result.budget_tflops, reached))
+    return Cell(short(asked), short(reached), asked)
+
+
+def _keys_and_values(result: SettingResult) -> Cell:
+    return Cell(short(result.kv_megabytes), f"fp16 {short(result.kv_megabytes_fp16)}", result.kv_megabytes)
 
 
 def _seconds(result: SettingResult) -> Cell:
