@@ -118,7 +118,7 @@ def mean_prompt_tokens(config: CompareConfig, refs: Iterable[ShardRef]) -> int:
 
 def _shown(budget: Budget) -> str:
     amount, unit = budget
-    return f"{amount:.3g} TFLOPs" if unit == "tflops" else f"{amount:.3g} of dense"
+    return f"{amount:.3g} TFLOPs" if unit == "tflops" else f"{100 * amount:.3g}% of dense"
 
 
 def _without_tokens(text: str) -> bool:

@@ -19,7 +19,7 @@ LEFT, RIGHT, TOP, BOTTOM = 44, 388, 18, 282
 """Edges of the plot inside the picture."""
 LETTER, LINE = 6.1, 14.0
 """Width of a letter and height of a line of a label, about."""
-LONGEST = 26
+LONGEST = 30
 """Letters of a label; the whole setting is in its tooltip and in the table."""
 
 
@@ -165,7 +165,7 @@ def place_labels(marks: Sequence[Mark]) -> tuple[Mark, ...]:
     for mark in order:
         if not (mark.on_front or mark.dense or mark.recommended):
             continue
-        text = mark.setting if len(mark.setting) <= LONGEST else mark.setting[: LONGEST - 1] + "…"
+        text = brief_name(mark.setting, [other.setting for other in marks])
         others = [other for other in marks if other is not mark]
         free = [
             label
@@ -178,11 +178,23 @@ def place_labels(marks: Sequence[Mark]) -> tuple[Mark, ...]:
     return tuple(_labelled(mark, labels.get(mark.index)) for mark in marks)
 
 
+def brief_name(setting: str, among: Sequence[str]) -> str:
+    """A setting without the options that all of its method in `among` share, in `LONGEST` letters."""
+    if len(setting) <= LONGEST:
+        return setting
+    head, *options = setting.split(",")
+    method = head.partition(":")[0]
+    alike = [other.split(",")[1:] for other in among if other.partition(",")[0].partition(":")[0] == method]
+    own = [option for option in options if not all(option in other for other in alike)]
+    short_one = ",".join([head, "…", *own] if len(own) < len(options) and len(alike) > 1 else [head, *options])
+    return short_one if len(short_one) <= LONGEST else "…" + short_one[1 - LONGEST :]
+
+
 def _strain(label: Label, mark: Mark, others: Sequence[Mark]) -> float:
     """How hard it is to see what a label belongs to: its distance, and how many other points are as near."""
     box, own = _box(label), _away(_box(label), mark)
     nearer = sum(_away(box, other) <= own + (0 if other.on_front else -4) for other in others)
-    return own + (12 if label.leader else 0) + 30 * nearer
+    return own + (12 + 30 * nearer if label.leader else 200 * nearer)
 
 
 def _away(box: Box, mark: Mark) -> float:
