@@ -158,7 +158,7 @@ def test_little_is_enough_for_a_page(alone: bool) -> None:
 
 def test_the_setting_that_is_recommended_stands_out() -> None:
     marked = page(comparison())
-    assert '<strong class="choice">ficoco-v:64</strong>' in marked
+    assert '<strong class="choice"><span>ficoco-v:64</span></strong>' in marked
     assert marked.count('class="ring"') == 3 + 1  # the charts and their key
     for recommended in (None, "random:64"):
         text = page(comparison(recommended=recommended))
