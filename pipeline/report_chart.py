@@ -19,6 +19,8 @@ LEFT, RIGHT, TOP, BOTTOM = 44, 388, 18, 282
 """Edges of the plot inside the picture."""
 LETTER, LINE = 6.1, 14.0
 """Width of a letter and height of a line of a label, about."""
+MOST = 101.0
+"""Percent that a chart reaches up to."""
 LONGEST = 30
 """Letters of a label; the whole setting is in its tooltip and in the table."""
 
@@ -124,13 +126,14 @@ def _scale_of(values: Sequence[float], start: float, end: float, floor: float | 
 
 
 def quality_scale(found: Sequence[Interval]) -> Scale:
-    """From the least value that is no outlier (Tukey's rule), to the best and its interval."""
+    """From the least value that is no outlier (Tukey's rule), to the best and its interval; in percent."""
     values = [one.value for one in found]
     least = min(values)
     if len(values) > 3:
         lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
         least = min(value for value in values if value >= lower - 1.5 * (upper - lower))
-    return _scale_of([least, max(one.high for one in found if one.value == max(values))], BOTTOM, TOP)
+    scale = _scale_of([least, max(one.high for one in found if one.value == max(values))], BOTTOM, TOP)
+    return Scale(scale.low, min(scale.high, MOST), BOTTOM, TOP)
 
 
 def ticks(scale: Scale, most: int = 5) -> tuple[tuple[float, str], ...]:

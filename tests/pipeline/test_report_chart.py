@@ -87,6 +87,11 @@ def test_an_outlier_does_not_flatten_the_chart() -> None:
     assert [mark.below for mark in marks] == [False] * 5 + [True]
 
 
+def test_no_chart_goes_beyond_100_percent() -> None:
+    scale = quality_scale([Interval(100.0, 60.0, 100.0)] * 3)
+    assert ticks(scale)[-1][1] == "100"
+
+
 def test_labels_collide_with_nothing() -> None:
     for count in (3, 12, 50):
         measured = many(count, 0)
