@@ -27,10 +27,10 @@ SPEED_NOTE = (
     "meanwhile in other threads, is left out."
 )
 DEPENDENT_NOTE = (
-    "Several questions were asked about an image: the intervals are over images, not questions; McNemar's test takes "
-    "questions as independent, so its p values are too small."
+    "Several questions were asked about an image: the intervals are over images, not questions, and allow for one "
+    "image more of which every answer goes wrong, so few images make them wide; McNemar's test takes questions as "
+    "independent, so its p values are too small."
 )
-
 SELECTION_NOTE = (
     "Each interval holds by itself; among so many settings a few look better than they are, the best ones first."
 )
