@@ -43,6 +43,7 @@ from pipeline.storage import Output, open_output
 from pipeline.totals import Totals
 from pipeline.tracked_run import about_run
 from pipeline.tracking import Tracker
+from reduction.console import run_command
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -197,4 +198,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -30,6 +30,7 @@ from pipeline.engine_timing import Timing, Work, realised_shares, report, run_on
 from pipeline.generation import GenerationSettings
 from pipeline.machine_speed import copy_gigabytes_per_second, hardware, matmul_tflops, synchronise
 from pipeline.random_model import random_llava, shape_config
+from reduction.console import run_command
 from reduction.settings import Reduction, ReductionError
 from reduction.shapes import NAMED
 
@@ -203,4 +204,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -34,6 +34,7 @@ from pipeline.machine_speed import hardware
 from pipeline.records import ShardRef
 from pipeline.replica import ReplicaSettings
 from pipeline.shard_work import ShardWorker
+from reduction.console import run_command
 from reduction.settings import ReductionError
 
 
@@ -146,4 +147,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

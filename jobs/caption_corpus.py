@@ -21,6 +21,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.job import JobResult, real_parts, run
 from pipeline.places import inside_ray_job, located
+from reduction.console import run_command
 from reduction.errors import ReductionError
 
 
@@ -48,4 +49,4 @@ def _run(config: RunConfig) -> JobResult:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

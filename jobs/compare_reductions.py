@@ -20,6 +20,7 @@ from pipeline.command_line import parse_options
 from pipeline.compare_config import CompareConfig
 from pipeline.errors import UserError
 from pipeline.places import inside_ray_job, located
+from reduction.console import run_command
 from reduction.errors import ReductionError
 
 ABOUT = "Compare token reductions on a corpus: accuracy, fidelity, time, FLOPs and money, side by side."
@@ -41,4 +42,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -28,6 +28,7 @@ if __name__ == "__main__":
 from infra.demo.make_corpus import write
 from pipeline.answer_sample import answer_sample
 from pipeline.storage import open_output
+from reduction.console import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("dense", "ficoco-v", "ficoco-l", "ficoco-vl")
@@ -165,4 +166,4 @@ def _wait_for(port: int, ray: subprocess.Popen[bytes], log: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

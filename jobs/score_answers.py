@@ -23,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.ledger import Ledger
 from pipeline.scoring import METRICS, NONE, score, yesno_metrics
 from pipeline.storage import Output, open_output
+from reduction.console import run_command
 
 COLUMNS = ["question", "answer", "references", "kind"]
 
@@ -88,4 +89,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -36,6 +36,7 @@ from pipeline.prompts import VICUNA_SYSTEM_PROMPT, PromptError, PromptFormat
 from pipeline.report_drawing import SIDE, draw
 from pipeline.report_flows import answer_and_flow
 from pipeline.storage import open_output
+from reduction.console import run_command
 from reduction.settings import Reduction, ReductionError
 
 
@@ -168,4 +169,4 @@ def positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

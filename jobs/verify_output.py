@@ -25,6 +25,7 @@ from pipeline.run_folder import read_run
 from pipeline.shards import read_shard
 from pipeline.storage import Output, open_output
 from pipeline.verification import QuestionsOf, Verification, verify
+from reduction.console import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,4 +81,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

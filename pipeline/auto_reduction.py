@@ -1,9 +1,7 @@
 """`--reduction auto`: a few samples of the corpus decide which setting annotates the whole of it.
 
-The settings tried form a chain for each method, from many tokens to few. A chain is followed as long as each setting
-holds the bound that was asked for, so that within it no correction for many tries is needed (fixed-sequence testing,
-Maurer et al. 1995); among the chains the 5 % are divided (Bonferroni). So the chance that the setting taken loses more
-than was asked, on the corpus that the samples stand for, is at most 5 %.
+The chance that the setting taken loses more than was asked, on the corpus that the samples stand for, is at most 5 %
+(see `auto_trials`).
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from pipeline.auto_trials import Trial, try_chains
 from pipeline.compare_answers import answer_statistics, read_answers
 from pipeline.compare_config import DENSE, SHARED, CompareConfig
 from pipeline.compare_job import CompareResult, compare
@@ -22,6 +21,7 @@ from pipeline.errors import UserError
 from pipeline.job import JobParts, JobResult, run
 from pipeline.listing import list_shards
 from pipeline.model_check import checked_shape
+from pipeline.recommendation import points
 from pipeline.records import Sample
 from pipeline.run_folder import read_run
 from pipeline.shards import read_shard
@@ -39,20 +39,6 @@ CHANCE = 0.05
 """That the setting taken loses more than was asked."""
 REPEATS = 2
 FOLDER = "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One setting that was tried."""
-
-    setting: str
-    value: float | None
-    """Accuracy less dense's, or fidelity; None where nothing could be compared."""
-    bound: float | None
-    """The one-sided lower bound of it."""
-    images_per_second: float
-    holds: bool
-    """Its bound does, and those of all settings before it in its chain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,54 +131,42 @@ def _choose(config: RunConfig, result: CompareResult) -> Choice:
     comparison, folder = result.comparison, result.folder
     assert comparison is not None
     assert folder is not None
-    chains = len({one.method for one in comparison.results if one.setting != DENSE})
-    level = 1 - 2 * CHANCE / max(1, chains)
     answers = {setting: read_answers(run.output, result.refs) for setting, run in folder.runs.items()}
-    statistics = answer_statistics(answers, DENSE, level)
     scored = config.max_accuracy_drop is not None
-    if scored and statistics[DENSE].accuracy is None:
+    if scored and comparison.results[0].accuracy is None:
         raise UserError(
             f"no answer has a reference that --metric {config.metric} can use, so --max-accuracy-drop cannot be known: "
             "check --metric, or give --min-fidelity"
         )
-    found = {setting: one.difference if scored else one.fidelity for setting, one in statistics.items()}
+
+    def bounds(level: float) -> dict[str, Interval | None]:
+        found = answer_statistics(answers, DENSE, level)
+        return {setting: one.difference if scored else one.fidelity for setting, one in found.items()}
+
     if config.max_accuracy_drop is not None:
         asked, least = {"max_accuracy_drop": config.max_accuracy_drop}, -config.max_accuracy_drop / 100
     else:
         asked, least = {"min_fidelity": config.min_fidelity or 0.0}, config.min_fidelity or 0.0
-    trials = try_chains(comparison.results, found, least)
+    trials = try_chains(comparison.results, bounds, least, CHANCE)
     taken, sentence = decide(trials, comparison.results[0], asked, comparison.samples)
     return Choice(
         taken, sentence, asked, comparison.samples, tuple(trials), folder.output.url, result.summary["mlflow_run_id"]
     )
 
 
-def try_chains(results: Sequence[SettingResult], found: Mapping[str, Interval | None], least: float) -> list[Trial]:
-    """Follow each method's chain from many tokens to few, as far as the low ends in `found` are at least `least`."""
-    trials: list[Trial] = []
-    broken: set[str] = set()
-    for result in sorted(results, key=lambda one: -one.visual_tokens):
-        if result.setting == DENSE:
-            continue
-        interval = found.get(result.setting)
-        if interval is None or interval.low < least:
-            broken.add(result.method)
-        value, low = (interval.value, interval.low) if interval else (None, None)
-        speed = result.images_per_second.value
-        trials.append(Trial(result.setting, value, low, speed, result.method not in broken))
-    return trials
-
-
 def decide(trials: Sequence[Trial], dense: SettingResult, asked: Mapping[str, float], samples: int) -> tuple[str, str]:
     """The fastest setting that holds and is faster than dense, or dense; and the sentence that says so."""
     scored = "max_accuracy_drop" in asked
     bound = (
-        f"at most {asked['max_accuracy_drop']:g} points below dense"
+        f"at most {points(asked['max_accuracy_drop'] / 100)} below dense"
         if scored
-        else (f"dense's own answer in {asked['min_fidelity']:.1%} of cases at least")
+        else f"dense's own answer in {asked['min_fidelity']:.1%} of cases at least"
     )
     speed = dense.images_per_second.value
-    holding = [one for one in trials if one.holds and one.images_per_second > speed]
+    faster = [one for one in trials if one.faster]
+    if not faster:
+        return DENSE, f"--reduction auto takes dense: none of {len(trials)} settings is faster on this machine"
+    holding = [one for one in faster if one.holds]
     if holding:
         taken = max(holding, key=lambda one: one.images_per_second)
         return taken.setting, (
@@ -200,11 +174,11 @@ def decide(trials: Sequence[Trial], dense: SettingResult, asked: Mapping[str, fl
             f"({_shown(taken, scored)}), {taken.images_per_second / speed:.2f} times dense's images per second, the "
             f"fastest of {len(holding)} settings that hold"
         )
-    known = [one for one in trials if one.bound is not None]
+    known = [one for one in faster if one.bound is not None]
     nearest = max(known, key=lambda one: one.bound or 0.0, default=None)
     seen = f"; the nearest is {nearest.setting} ({_shown(nearest, scored)})" if nearest else ""
     return DENSE, (
-        f"--reduction auto takes dense: no faster setting of {len(trials)} is known to be {bound} with "
+        f"--reduction auto takes dense: none of {len(faster)} faster settings is known to be {bound} with "
         f"{1 - CHANCE:.0%} confidence on {samples} samples{seen}; more --auto-samples may tell"
     )
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from transformers import AutoTokenizer
 
 from pipeline.checkpoint import load_config
-from pipeline.compare_config import DENSE, CompareConfig, duplicates_dropped
+from pipeline.compare_config import DENSE, Budget, CompareConfig, duplicates_dropped
 from pipeline.errors import UserError
 from pipeline.prompts import PromptError, PromptFormat
 from pipeline.records import Sample, ShardRef
 from pipeline.shards import read_shard
-from reduction.budget import Request, solve
+from reduction.budget import Request, Solution, solve
 from reduction.errors import ReductionError
 from reduction.schedule import plan
 from reduction.settings import Reduction
@@ -26,17 +26,17 @@ PROMPTS_COUNTED = 256
 class Settings:
     names: list[str]
     """In full notation, each once, dense first."""
-    budgets: dict[str, float] = field(default_factory=dict)
-    """Setting -> the TFLOPs that were asked for."""
+    budgets: dict[str, Solution] = field(default_factory=dict)
+    """Setting -> what was asked for and reached, where it came from a budget."""
     out_of_reach: list[str] = field(default_factory=list)
-    """One sentence for each budget that a method cannot meet."""
+    """One sentence for each method that cannot meet some budgets."""
 
 
 def needs_budget(written: Sequence[str]) -> bool:
     return any(_without_tokens(text) for text in written)
 
 
-def check_settings(written: Sequence[str], budgets: Sequence[float], shape: ModelShape) -> None:
+def check_settings(written: Sequence[str], budgets: Sequence[Budget], shape: ModelShape) -> None:
     """What can be known to be wrong before the corpus is looked at.
 
     Raises:
@@ -49,35 +49,45 @@ def check_settings(written: Sequence[str], budgets: Sequence[float], shape: Mode
         elif budgets:
             _keeping_all(text)
         else:
-            raise UserError(f"{text} does not say how many tokens to keep: write {text}:64, or give --budget-tflops")
+            raise UserError(
+                f"{text} does not say how many tokens to keep: write {text}:64, or give a budget with --budget-tflops "
+                "or --budget-share"
+            )
 
 
-def choose_settings(written: Sequence[str], budgets: Sequence[float], shape: ModelShape, text_tokens: int) -> Settings:
+def choose_settings(written: Sequence[str], budgets: Sequence[Budget], shape: ModelShape, request: Request) -> Settings:
     """Settings that name their tokens as they are, the others at each budget.
 
     Args:
-        budgets: TFLOPs of the prefill, LLM-Viewer's convention, for a prompt of `text_tokens`.
+        request: what budgets are solved for.
 
     Raises:
         UserError: no budget can be met by any method.
     """
     found = Settings([])
     names: list[str] = []
+    unmet: list[ReductionError] = []
     for text in written:
         if not _without_tokens(text):
             names.append(str(Reduction.parse(text)))
             continue
+        missed: dict[str, ReductionError] = {}
         for budget in budgets:
             try:
-                solved = solve(_keeping_all(text), shape, budget, "tflops", Request(text_tokens=text_tokens))
+                solved = solve(_keeping_all(text), shape, *budget, request)
             except ReductionError as error:
-                found.out_of_reach.append(str(error))
+                missed[_shown(budget)] = error
                 continue
             names.append(str(solved.reduction))
-            found.budgets[str(solved.reduction)] = budget
+            found.budgets[str(solved.reduction)] = solved
+        if missed:
+            unmet += missed.values()
+            first = str(next(iter(missed.values())))
+            reason = first.partition(": ")[2] or first
+            found.out_of_reach.append(f"{text} cannot meet {' and '.join(missed)}: {reason}")
     found.names = duplicates_dropped(names)
-    if found.out_of_reach and not found.budgets:
-        raise UserError(found.out_of_reach[0])
+    if unmet and not found.budgets:
+        raise UserError(str(unmet[0]))
     return found
 
 
@@ -104,6 +114,11 @@ def mean_prompt_tokens(config: CompareConfig, refs: Iterable[ShardRef]) -> int:
     if not counts:
         raise UserError("no sample asks a question, so no cost of one can be known: give --prompt")
     return round(sum(counts) / len(counts))
+
+
+def _shown(budget: Budget) -> str:
+    amount, unit = budget
+    return f"{amount:.3g} TFLOPs" if unit == "tflops" else f"{100 * amount:.3g}% of dense"
 
 
 def _without_tokens(text: str) -> bool:

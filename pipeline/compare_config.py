@@ -12,7 +12,8 @@ import yaml
 
 from pipeline.config import RunConfig
 from pipeline.errors import UserError, nearest
-from pipeline.options import count, number, option
+from pipeline.options import as_value_error, count, number, option
+from reduction.budget import Unit, parse_share
 
 DENSE = "dense"
 SHARED = (
@@ -24,8 +25,11 @@ SHARED = (
     *("tracking_uri", "experiment", "run_name", "parent_run", "log_every", "overwrite"),
 )
 """Answers are greedy: of sampled ones nobody could say whether they differ by the setting or by chance."""
-OWN = ("settings", "settings_file", "budget_tflops", "samples", "repeats", "gpu_hour_usd")
-FILE_KEYS = ("settings", "budget_tflops")
+OWN = ("settings", "settings_file", "budget_tflops", "budget_share", "samples", "repeats", "gpu_hour_usd")
+FILE_KEYS = ("settings", "budget_tflops", "budget_share")
+
+Budget = tuple[float, Unit]
+"""An amount of TFLOPs, or a share of dense between 0 and 1; and which of the two."""
 
 
 def numbers(value: Any) -> tuple[float, ...]:
@@ -34,6 +38,15 @@ def numbers(value: Any) -> tuple[float, ...]:
     found = tuple(number(0)(part) for part in parts)
     if not found or not all(found):
         raise ValueError("give numbers above 0 with commas between, such as 3.3,2.4,1.5")
+    return found
+
+
+def shares(value: Any) -> tuple[float, ...]:
+    """Shares of dense, between 0 and 1, from a list or text with commas between, such as 50%,28%."""
+    parts = value if isinstance(value, list) else [part for part in str(value).split(",") if part.strip()]
+    found = tuple(as_value_error(parse_share)(part) for part in parts)
+    if not found:
+        raise ValueError("give shares of dense's cost with commas between, such as 50%,28%")
     return found
 
 
@@ -46,19 +59,24 @@ class CompareConfig(RunConfig):
     settings: tuple[str, ...] = option(
         "what to compare, with commas between: ficoco-v:64,random:64; dense always is", ()
     )
-    settings_file: str | None = option("YAML file with `settings: [...]` and, if wanted, `budget_tflops: [...]`", None)
+    settings_file: str | None = option(
+        "YAML file with `settings: [...]` and, if wanted, `budget_tflops: [...]` or `budget_share: [...]`", None
+    )
     budget_tflops: tuple[float, ...] = option(
         "prefill TFLOPs (LLM-Viewer's count) that every setting given without tokens is brought to: 3.3,2.4,1.5",
         (),
         convert=numbers,
+    )
+    budget_share: tuple[float, ...] = option(
+        "the same, as shares of all that dense costs: 50%%,28%%", (), convert=shares
     )
     samples: int = option("samples to compare on, spread over the corpus", 2000, convert=count(1))
     repeats: int = option("how often every batch is timed", 3, convert=count(1))
     gpu_hour_usd: float | None = option("price of an hour of one replica's GPU, or machine", None, convert=number(0))
 
     @property
-    def wanted(self) -> tuple[tuple[str, ...], tuple[float, ...]]:
-        """What the options and the file ask for: settings as written, and budgets in TFLOPs.
+    def wanted(self) -> tuple[tuple[str, ...], tuple[Budget, ...]]:
+        """What the options and the file ask for: settings as written, and budgets; those of the options go before.
 
         Raises:
             UserError: the file cannot be used, or no setting is given.
@@ -67,7 +85,7 @@ class CompareConfig(RunConfig):
         written = (*(one for text in self.settings for one in split_settings(text)), *listed)
         if not written:
             raise UserError("nothing to compare: give --settings, such as ficoco-v:64,random:64, or --settings-file")
-        return written, self.budget_tflops or budgets
+        return written, _budgets(self.budget_tflops, self.budget_share) or budgets
 
     def of_setting(self, setting: str) -> dict[str, Any]:
         """The settings of the run that this comparison does under one reduction, as JSON values."""
@@ -89,7 +107,11 @@ def split_settings(text: str) -> Iterator[str]:
         yield setting
 
 
-def read_settings(path: Path) -> tuple[tuple[str, ...], tuple[float, ...]]:
+def _budgets(tflops: Sequence[float], of_dense: Sequence[float]) -> tuple[Budget, ...]:
+    return (*((one, "tflops") for one in tflops), *((one, "share") for one in of_dense))
+
+
+def read_settings(path: Path) -> tuple[tuple[str, ...], tuple[Budget, ...]]:
     """Settings and budgets of a YAML file.
 
     Raises:
@@ -108,11 +130,13 @@ def read_settings(path: Path) -> tuple[tuple[str, ...], tuple[float, ...]]:
             raise UserError(f"unknown key {key!r} in {path}: {hint}")
     if wrong := [one for one in content["settings"] if not isinstance(one, str)]:
         raise UserError(f"{path}: the setting {wrong[0]!r} is not text; write it in quotes")
-    try:
-        budgets = numbers(content["budget_tflops"]) if content.get("budget_tflops") else ()
-    except ValueError as error:
-        raise UserError(f"{path}: budget_tflops is {content['budget_tflops']!r}: {error}") from error
-    return tuple(content["settings"]), budgets
+    found: dict[str, tuple[float, ...]] = {}
+    for name, convert in (("budget_tflops", numbers), ("budget_share", shares)):
+        try:
+            found[name] = convert(content[name]) if content.get(name) else ()
+        except ValueError as error:
+            raise UserError(f"{path}: {name} is {content[name]!r}: {error}") from error
+    return tuple(content["settings"]), _budgets(found["budget_tflops"], found["budget_share"])
 
 
 def slug(setting: str) -> str:

@@ -36,6 +36,7 @@ from pipeline.tracked_run import about_run
 from pipeline.tracking import CLOSE_SECONDS, Tracker
 from pipeline.verification import verify
 from pipeline.worker_spec import replica_settings
+from reduction.budget import Request
 from reduction.shapes import ModelShape
 
 FINDINGS_SHOWN = 20
@@ -71,7 +72,8 @@ def compare(config: CompareConfig, cluster: CompareCluster) -> CompareResult:
         if not refs:
             raise UserError("the input has no sample to compare on; check --input")
         text = mean_prompt_tokens(config, refs) if needs_budget(written) else 0
-        settings = choose_settings(written, budgets, shape, text)
+        request = Request(text_tokens=text, new_tokens=config.max_new_tokens)
+        settings = choose_settings(written, budgets, shape, request)
         folder = prepare_comparison(config, settings.names, digest, refs)
         return _Job(config, cluster, folder, refs, settings, shape, lock).run()
 

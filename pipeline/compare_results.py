@@ -15,6 +15,7 @@ from pipeline.comparison import Comparison, SettingResult
 from pipeline.recommendation import recommend
 from pipeline.records import ShardRef
 from pipeline.totals import Totals
+from reduction.budget import Solution
 from reduction.flops import kv_bytes, llm_viewer_tflops
 from reduction.schedule import plan
 from reduction.settings import Reduction
@@ -26,9 +27,15 @@ SPEED_NOTE = (
     "meanwhile in other threads, is left out."
 )
 DEPENDENT_NOTE = (
-    "Several questions were asked about an image: the intervals draw images, not questions; McNemar's test takes "
-    "questions as independent, so its p values are too small."
+    "Several questions were asked about an image: the intervals are over images, not questions, and allow for one "
+    "image more of which every answer goes wrong, so few images make them wide; McNemar's test takes questions as "
+    "independent, so its p values are too small."
 )
+SELECTION_NOTE = (
+    "Each interval holds by itself; among so many settings a few look better than they are, the best ones first."
+)
+MANY = 10
+"""Settings from which on that is said."""
 
 
 def gather(
@@ -36,12 +43,12 @@ def gather(
     folder: CompareFolder,
     refs: Sequence[ShardRef],
     shape: ModelShape,
-    budgets: Mapping[str, float],
+    budgets: Mapping[str, Solution],
 ) -> Comparison:
     """Read all settings' answers and times. The first setting of `folder` is dense.
 
     Args:
-        budgets: setting -> the TFLOPs that were asked for, where the setting came from a budget.
+        budgets: setting -> what was asked for and reached, where it came from a budget.
     """
     dense, *_ = folder.runs
     answers = {setting: read_answers(run.output, refs) for setting, run in folder.runs.items()}
@@ -91,8 +98,10 @@ def _result(
     hardware: Mapping[str, Any],
 ) -> SettingResult:
     reduction = Reduction.parse(setting)
-    schedule = plan(reduction, shape)
     text, new, left = (_mean(rows, name) for name in ("prompt_tokens", "generated_tokens", "visual_tokens"))
+    # What each image keeps is known now; beforehand only the most that one could.
+    settled = replace(reduction, keep=max(1, round(left))) if reduction.adaptive and rows else reduction
+    schedule = plan(settled, shape)
     cached = kv_bytes(shape, schedule, round(text), round(new), DTYPE_BYTES.get(str(hardware.get("dtype")), 2))
     return SettingResult(
         setting=setting,
@@ -103,6 +112,7 @@ def _result(
         flops=totals.flops_per_answer,
         llm_viewer_tflops=llm_viewer_tflops(shape, schedule, round(text)),
         kv_megabytes=cached / 1e6,
+        kv_megabytes_fp16=kv_bytes(shape, schedule, round(text)) / 1e6,
         questions=totals.questions,
         answers=totals.answers,
         images_per_second=time.per_second(time.images),
@@ -123,7 +133,7 @@ def _priced(
     time: SettingTime,
     dense: SettingResult | None,
     config: CompareConfig,
-    budget: float | None,
+    budget: Solution | None,
 ) -> SettingResult:
     """With what follows from dense, the price and the budget. `dense` is None for dense itself."""
     usd = None
@@ -133,13 +143,19 @@ def _priced(
     if dense is not None:
         faster = time.dense / time.seconds[TOTAL]
         share = faster / (sum(dense.flops.values()) / sum(result.flops.values()))
-    return replace(result, usd_per_million_images=usd, realised_share=share, budget_tflops=budget)
+    priced = replace(result, usd_per_million_images=usd, realised_share=share)
+    if budget is None:
+        return priced
+    tflops, of_dense = (budget.asked if budget.unit == unit else None for unit in ("tflops", "share"))
+    return replace(priced, budget_tflops=tflops, budget_share=of_dense, budget_reached=budget.reached)
 
 
 def _notes(answers: Mapping[str, Rows], dense: str, times: Mapping[str, SettingTime]) -> list[str]:
     notes = [SPEED_NOTE]
     if len({key[:2] for key in answers[dense]}) < len(answers[dense]):
         notes.append(DEPENDENT_NOTE)
+    if len(answers) > MANY:
+        notes.append(SELECTION_NOTE)
     lacking = {setting: len(answers[dense].keys() - rows.keys()) for setting, rows in answers.items()}
     notes += [
         f"{setting} left {count} questions unanswered that dense answered; they are left out of its differences."

@@ -26,13 +26,16 @@ class SettingResult:
     """Left after the last reducing layer; a mean where the method decides how many per image."""
     vision_lengths: tuple[int, ...]
     decoder_lengths: tuple[int, ...]
-    """Tokens that enter each layer, for a prompt of the mean number of text tokens."""
+    """Tokens that enter each layer, for a prompt of the mean number of text tokens, and where each image keeps as many
+    visual tokens as it needs, for their mean number."""
     flops: dict[str, float]
     """Per answer, by part (`records.FLOP_PARTS`)."""
     llm_viewer_tflops: float
     """Of the decoder's prefill, in LLM-Viewer's convention."""
     kv_megabytes: float
-    """Per question, 10^6 bytes."""
+    """Per question, 10^6 bytes: of the run's own type, at the end of the answer."""
+    kv_megabytes_fp16: float
+    """The same as papers state it: 16 bits, behind the prefill."""
     questions: int
     answers: int
     images_per_second: Interval
@@ -43,7 +46,10 @@ class SettingResult:
     peak_megabytes: float
     usd_per_million_images: float | None = None
     budget_tflops: float | None = None
-    """What was asked for, where the budget was given as cost."""
+    budget_share: float | None = None
+    """What was asked for, where tokens follow from a budget: the prefill as LLM-Viewer counts, or a share of dense."""
+    budget_reached: float | None = None
+    """In the same unit, for the request that the budget was solved for."""
     realised_share: float | None = None
     """(time ratio to dense) / (FLOPs ratio to dense)."""
     accuracy: Interval | None = None

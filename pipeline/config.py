@@ -48,7 +48,7 @@ class RunConfig:
         None,
         convert=as_value_error(parse_tflops),
     )
-    budget_share: float | None = option(
+    budget_share: float | tuple[float, ...] | None = option(
         "instead: share of all that dense costs, such as 28%%", None, convert=as_value_error(parse_share)
     )
     split: float | None = option("ficoco-vl: share of the drop done in the encoder", None, convert=number(0, 1))
@@ -140,7 +140,7 @@ class RunConfig:
     @property
     def budget(self) -> tuple[float, Unit] | None:
         """What the reduction may cost, where that is given and not the tokens to keep."""
-        if self.budget_share is not None:
+        if isinstance(self.budget_share, float):
             return self.budget_share, "share"
         return (self.budget_tflops, "tflops") if isinstance(self.budget_tflops, float) else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import TextIO
 
@@ -43,7 +44,9 @@ class Progress:
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
         else:
-            print(text, file=self._stream, flush=True)
+            # A run goes on for hours after `2>&1 | head` has seen enough.
+            with suppress(BrokenPipeError):
+                print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
         self.show(now=True)

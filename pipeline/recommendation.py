@@ -35,7 +35,7 @@ def recommend(results: Sequence[SettingResult], margin: float = MARGIN, fidelity
         return Advice("Only dense was measured, so there is nothing to recommend.", dense.setting)
     scored = dense.accuracy is not None
     least = -margin if scored else fidelity
-    what = f"within {_points(margin)} of dense" if scored else f"as dense in {fidelity:.0%} of its answers"
+    what = f"within {points(margin)} of dense" if scored else f"as dense in {fidelity:.0%} of its answers"
     measures = [(one, measure) for one in others if (measure := _measure(one, scored)) is not None]
     holding = [one for one, measure in measures if measure.low >= least]
     faster = [(one, measure) for one, measure in measures if _speed(one) > _speed(dense)]
@@ -63,7 +63,8 @@ def _speed(result: SettingResult) -> float:
     return result.images_per_second.value
 
 
-def _points(share: float) -> str:
+def points(share: float) -> str:
+    """A share of 1 in words: `1 point` for 0.01."""
     return f"{100 * share:g} point{'' if share == 0.01 else 's'}"
 
 
@@ -76,7 +77,8 @@ def _evidence(result: SettingResult, dense: SettingResult, scored: bool) -> str:
     flops = sum(result.flops.values()) / sum(dense.flops.values())
     cost = f"{speed:.2f} times dense's images per second, {flops:.0%} of its FLOPs"
     if result.usd_per_million_images is not None:
-        cost += f", {result.usd_per_million_images:,.0f} USD per million images"
+        usd = result.usd_per_million_images
+        cost += f", {usd:,.0f} USD per million images" if usd >= 10 else f", {usd:.2g} USD per million images"
     measure, accuracy = _measure(result, scored), result.accuracy
     if measure is None:
         return f"{result.setting}: {cost}"

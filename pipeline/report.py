@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,11 +86,22 @@ def _context(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _verdict(comparison: Comparison) -> tuple[str, str, str]:
-    """The recommendation, with the first mention of the setting that it names by itself."""
-    if not comparison.recommended:
-        return comparison.recommendation, "", ""
-    return comparison.recommendation.partition(comparison.recommended)
+def _verdict(comparison: Comparison) -> list[tuple[str, bool]]:
+    """The recommendation in pieces, each with whether it names a setting; set as print sets it.
+
+    Dense, which is a word as well, counts where it is mentioned first and recommended.
+    """
+    dense, *others = (result.setting for result in comparison.results)
+    names = "|".join(map(re.escape, sorted(others, key=len, reverse=True)))
+    found = re.split(f"({names})(?![\\w=%])", comparison.recommendation) if names else [comparison.recommendation]
+    if comparison.recommended == dense:
+        found = [*found[0].partition(dense), *found[1:]]
+    return [(_typeset(text) if place % 2 == 0 else text, place % 2 == 1) for place, text in enumerate(found) if text]
+
+
+def _typeset(text: str) -> str:
+    """With minus signs, and percent signs that stay with their number."""
+    return re.sub(r"(?<!\w)-(?=\d)", "−", text.replace(" %", "\u00a0%"))
 
 
 def _on_front(charts: list[Chart]) -> set[str]:

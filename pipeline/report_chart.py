@@ -19,7 +19,9 @@ LEFT, RIGHT, TOP, BOTTOM = 44, 388, 18, 282
 """Edges of the plot inside the picture."""
 LETTER, LINE = 6.1, 14.0
 """Width of a letter and height of a line of a label, about."""
-LONGEST = 26
+MOST = 101.0
+"""Percent that a chart reaches up to."""
+LONGEST = 30
 """Letters of a label; the whole setting is in its tooltip and in the table."""
 
 
@@ -124,13 +126,14 @@ def _scale_of(values: Sequence[float], start: float, end: float, floor: float | 
 
 
 def quality_scale(found: Sequence[Interval]) -> Scale:
-    """From the least value that is no outlier (Tukey's rule), to the best and its interval."""
+    """From the least value that is no outlier (Tukey's rule), to the best and its interval; in percent."""
     values = [one.value for one in found]
     least = min(values)
     if len(values) > 3:
         lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
         least = min(value for value in values if value >= lower - 1.5 * (upper - lower))
-    return _scale_of([least, max(one.high for one in found if one.value == max(values))], BOTTOM, TOP)
+    scale = _scale_of([least, max(one.high for one in found if one.value == max(values))], BOTTOM, TOP)
+    return Scale(scale.low, min(scale.high, MOST), BOTTOM, TOP)
 
 
 def ticks(scale: Scale, most: int = 5) -> tuple[tuple[float, str], ...]:
@@ -157,7 +160,7 @@ Box = tuple[float, float, float, float]
 def place_labels(marks: Sequence[Mark]) -> tuple[Mark, ...]:
     """The marks with labels on the front, on dense and on what is recommended, where there is room.
 
-    Each label takes the first free place of some around its point; one without a free place is left out.
+    Each label takes the nearest free place where it cannot be taken for another point's; one without is left out.
     """
     taken: list[Box] = [(mark.x - 5, mark.y - 5, mark.x + 5, mark.y + 5) for mark in marks]
     order = sorted(marks, key=lambda mark: (not mark.recommended, not mark.dense, mark.x))
@@ -165,14 +168,40 @@ def place_labels(marks: Sequence[Mark]) -> tuple[Mark, ...]:
     for mark in order:
         if not (mark.on_front or mark.dense or mark.recommended):
             continue
-        text = mark.setting if len(mark.setting) <= LONGEST else mark.setting[: LONGEST - 1] + "…"
-        for label in _places(mark, text):
-            box = _box(label)
-            if not any(_overlap(box, other) for other in taken) and _inside(box):
-                labels[mark.index] = label
-                taken.append(box)
-                break
+        text = brief_name(mark.setting, [other.setting for other in marks])
+        others = [other for other in marks if other is not mark]
+        free = [
+            label
+            for label in _places(mark, text)
+            if _inside(box := _box(label)) and not any(_overlap(box, other) for other in taken)
+        ]
+        if free:
+            labels[mark.index] = min(free, key=lambda label: _strain(label, mark, others))
+            taken.append(_box(labels[mark.index]))
     return tuple(_labelled(mark, labels.get(mark.index)) for mark in marks)
+
+
+def brief_name(setting: str, among: Sequence[str]) -> str:
+    """A setting without the options that all of its method in `among` share, in `LONGEST` letters."""
+    if len(setting) <= LONGEST:
+        return setting
+    head, *options = setting.split(",")
+    method = head.partition(":")[0]
+    alike = [other.split(",")[1:] for other in among if other.partition(",")[0].partition(":")[0] == method]
+    own = [option for option in options if not all(option in other for other in alike)]
+    short_one = ",".join([head, "…", *own] if len(own) < len(options) and len(alike) > 1 else [head, *options])
+    return short_one if len(short_one) <= LONGEST else "…" + short_one[1 - LONGEST :]
+
+
+def _strain(label: Label, mark: Mark, others: Sequence[Mark]) -> float:
+    """How hard it is to see what a label belongs to: its distance, and how many other points are as near."""
+    box, own = _box(label), _away(_box(label), mark)
+    nearer = sum(_away(box, other) <= own + (0 if other.on_front else -4) for other in others)
+    return own + (12 + 30 * nearer if label.leader else 200 * nearer)
+
+
+def _away(box: Box, mark: Mark) -> float:
+    return math.hypot(max(box[0] - mark.x, 0.0, mark.x - box[2]), max(box[1] - mark.y, 0.0, mark.y - box[3]))
 
 
 def _labelled(mark: Mark, label: Label | None) -> Mark:
@@ -188,11 +217,13 @@ def _places(mark: Mark, text: str) -> list[Label]:
         Label(mark.x + 9, mark.y + 17, "start", text, False),
         Label(mark.x, mark.y - 12, "middle", text, False),
         Label(mark.x, mark.y + 20, "middle", text, False),
+        Label(mark.x + 9, mark.y - 8, "start", text, False),
+        Label(mark.x - 9, mark.y + 17, "end", text, False),
     ]
     far = [
         Label(mark.x + side * away, mark.y + rise, "start" if side > 0 else "end", text, True)
-        for away in (16, 40, 80)
-        for rise in (-24, 28, -40, 44, -58, 62, -78, 84, 110, 140, 170)
+        for away in (12, 24, 40, 60, 90)
+        for rise in (-78, -58, -40, -24, -10, 14, 28, 44, 62, 84, 110, 140, 170)
         for side in (-1, 1)
     ]
     return near + far

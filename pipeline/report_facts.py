@@ -25,5 +25,7 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
     ]
     if comparison.usd_per_hour is not None:
         found.append(("Price", f"{comparison.usd_per_hour:g} USD an hour for each replica"))
-    named = {**comparison.hardware, **comparison.versions}
-    return found + [(name.replace("_", " ").capitalize(), str(value)) for name, value in named.items()]
+    machine = [f"{name.replace('_', ' ')} {value}" for name, value in comparison.hardware.items() if name != "device"]
+    found.append(("Machine", ", ".join([*filter(None, [comparison.hardware.get("device")]), *machine])))
+    found.append(("Versions", ", ".join(f"{name} {value}" for name, value in comparison.versions.items())))
+    return found

@@ -91,12 +91,32 @@ def _cost(comparison: Comparison) -> list[Column]:
         number(
             "LLM", f"{unit} of the LLM's prefill as LLM-Viewer counts", lambda r: r.llm_viewer_tflops * 1e12 / scale
         ),
-        number("Asked", "TFLOPs asked for, LLM-Viewer's convention", lambda r: r.budget_tflops),
+        Column(
+            "Asked",
+            f"budget: {unit} of the LLM as above, or share of dense; below it reached",
+            lambda r: _asked(r, scale),
+        ),
         Column("Seconds", "of all samples, median; vision, prefill, decode", _seconds),
-        number("KV MB", "keys and values per question, 10⁶ bytes", lambda r: r.kv_megabytes),
+        Column(
+            "KV MB", "keys and values at a question's end, 10⁶ bytes; below it as papers state them", _keys_and_values
+        ),
         number("Peak MB", "peak memory, 10⁶ bytes", lambda r: r.peak_megabytes),
         number("USD", "per million images", lambda r: r.usd_per_million_images),
     ]
+
+
+def _asked(result: SettingResult, scale: float) -> Cell:
+    reached = result.budget_reached or 0.0
+    if result.budget_share is not None:
+        return Cell(f"{100 * result.budget_share:.3g} %", f"{100 * reached:.3g} %", result.budget_share)
+    if result.budget_tflops is None:
+        return Cell(MISSING)
+    asked, reached = (value * 1e12 / scale for value in (result.budget_tflops, reached))
+    return Cell(short(asked), short(reached), asked)
+
+
+def _keys_and_values(result: SettingResult) -> Cell:
+    return Cell(short(result.kv_megabytes), f"fp16 {short(result.kv_megabytes_fp16)}", result.kv_megabytes)
 
 
 def _seconds(result: SettingResult) -> Cell:

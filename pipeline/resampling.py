@@ -1,10 +1,12 @@
-"""Intervals by the bootstrap over images: questions about one image are not independent, so images are drawn.
+"""Intervals from random weights over images: questions about one image are not independent, so images are weighted.
 
-Percentile bootstrap (Efron & Tibshirani 1993, ch. 13) of ratios of sums. A sample in which nothing went wrong does not
-prove that nothing ever will, yet all its resamples say so; therefore each end of an interval is taken of the sample and
-one more image, at its worst for the low end, at its best for the high end. For right and wrong counted over n images
-that brings the ends close to the exact binomial ones (no error among n: about 3.7/n at 95 %); for large n it
-vanishes.
+Percentiles of ratios of sums under Dirichlet weights (the Bayesian bootstrap, Rubin 1981), over the sample and one
+more image: at its worst for the low end, at its best for the high end. A sample in which nothing went wrong does not
+prove that nothing ever will, yet without that image all its weightings would say so. Of right and wrong over n images
+the ends are then the exact binomial ones (Clopper & Pearson 1934); that they hold for any other bounded value as well
+is conjectured, with no exception known (Learned-Miller & Thomas 2019, arXiv 1905.06208). Drawing images with
+replacement instead, which gives whole counts of the few that differ, holds less often than it says: 94 % instead of
+95 in simulations where one answer in 100 is lost.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy.typing as npt
 
 from pipeline.comparison import Interval
 
-DRAWS = 4000
+DRAWS = 10_000
 BLOCK = 2**22
 """Weights in memory at a time."""
 
@@ -40,9 +42,9 @@ class Ratio:
 
 
 def intervals(ratios: Sequence[Ratio], level: float = 0.95, draws: int = DRAWS, seed: int = 0) -> list[Interval]:
-    """The two-sided interval of each ratio, all from the same resamples; all are over the same images, in order.
+    """The two-sided interval of each ratio, all from the same weights; all are over the same images, in order.
 
-    An image whose count is 0 has no say. The same seed gives the same resamples. For a one-sided bound at 95 % take the
+    An image whose count is 0 has no say. The same seed gives the same weights. For a one-sided bound at 95 % take the
     end of the interval at level 0.9.
 
     Raises:
@@ -61,13 +63,11 @@ def intervals(ratios: Sequence[Ratio], level: float = 0.95, draws: int = DRAWS, 
     for weights in _weights(images + 1, draws, seed):
         more = weights[:, images:]
         top, bottom = weights[:, :images] @ sums, weights[:, :images] @ counts + more * mean
-        # A resample without anything that counts says nothing.
-        bottom = np.where(bottom > 0, bottom, np.nan)
         low.append((top + more * mean * worst) / bottom)
         high.append((top + more * mean * best) / bottom)
     tail = (1 - level) / 2
-    lows = np.nanquantile(np.concatenate(low), tail, axis=0)
-    highs = np.nanquantile(np.concatenate(high), 1 - tail, axis=0)
+    lows = np.quantile(np.concatenate(low), tail, axis=0)
+    highs = np.quantile(np.concatenate(high), 1 - tail, axis=0)
     return [
         Interval(ratio.value, min(ratio.value, float(below)), max(ratio.value, float(above)))
         for ratio, below, above in zip(ratios, lows, highs, strict=True)
@@ -75,9 +75,8 @@ def intervals(ratios: Sequence[Ratio], level: float = 0.95, draws: int = DRAWS, 
 
 
 def _weights(images: int, draws: int, seed: int) -> Iterator[Floats]:
-    """How often each image is drawn, (draws, images) in blocks."""
+    """Of each image, (draws, images) in blocks: exponential, so Dirichlet once a ratio divides by their sum."""
     generator = np.random.default_rng(seed)
     rows = max(1, BLOCK // images)
-    chances = np.full(images, 1 / images)
     for start in range(0, draws, rows):
-        yield generator.multinomial(images, chances, min(rows, draws - start)).astype(np.float64)
+        yield generator.standard_exponential((min(rows, draws - start), images))

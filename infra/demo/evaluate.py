@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ from pipeline.engine import Engine, Request
 from pipeline.generation import GenerationSettings
 from pipeline.images import ImageTransform, decode_image
 from pipeline.prompts import PromptFormat
+from reduction.console import run_command
 from reduction.flops import count, llm_viewer_tflops
 from reduction.settings import Reduction
 
@@ -173,4 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import webdataset
 
 from infra.demo.questions import ask, caption
 from infra.demo.scenes import EVALUATION, encode_jpeg, sample_scene
+from reduction.console import run_command
 
 FIRST = 10_000
 """Scenes before this one steered the training; the corpus starts behind them."""
@@ -69,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -31,6 +31,7 @@ def result(setting: str, right: float = 0.9, share: float = 0.5, **changes: Any)
         "flops": dict.fromkeys(FLOP_PARTS, 1.7e12 * share),
         "llm_viewer_tflops": 8.45 * share,
         "kv_megabytes": 333 * share,
+        "kv_megabytes_fp16": 330 * share,
         "questions": 400,
         "answers": 400,
         "images_per_second": around(9 / share, 0.3),

@@ -12,7 +12,8 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline import auto_reduction
-from pipeline.auto_reduction import decide, run_auto, try_chains
+from pipeline.auto_reduction import decide, run_auto
+from pipeline.auto_trials import Bounds, try_chains
 from pipeline.command_line import parse_command
 from pipeline.comparison import Interval
 from pipeline.errors import UserError
@@ -30,36 +31,66 @@ from tests.pipeline.test_recommendation import result
 PARTS = JobParts(lambda config: check_model(config.model, config.parsed_reduction), worker_spec, thread_cluster)
 
 
-def tried(lows: dict[str, float]) -> dict[str, bool]:
-    """Which settings hold a drop of one point, given the low end of each; more tokens come first."""
+Levels = dict[str, dict[int, float]]
+"""Setting -> number of chains that share the chance -> the low end of its interval then."""
+
+
+def tried(lows: Levels, slow: tuple[str, ...] = ()) -> dict[str, bool]:
+    """Which settings hold a drop of one point; more tokens come first."""
     results = [result("dense", 1.0)]
     for setting in lows:
-        one = result(setting, 2.0)
+        one = result(setting, 0.9 if setting in slow else 2.0)
         object.__setattr__(one, "visual_tokens", float(setting.partition(":")[2]))
         results.append(one)
-    found: dict[str, Interval | None] = {setting: Interval(0.0, low, 0.1) for setting, low in lows.items()}
-    return {trial.setting: trial.holds for trial in try_chains(results, found, -0.01)}
+
+    def bounds(level: float) -> dict[str, Interval | None]:
+        sharing = round(2 * 0.05 / (1 - level))
+        return {setting: Interval(0.0, low[sharing], 0.1) for setting, low in lows.items()}
+
+    return {trial.setting: trial.holds for trial in try_chains(results, bounds, -0.01, 0.05)}
 
 
 def test_a_chain_ends_at_its_first_setting_that_does_not_hold() -> None:
     lows = {"a:4": -0.001, "a:16": -0.005, "a:8": -0.02, "b:4": -0.002, "b:16": -0.009}
-    assert tried(lows) == {"a:16": True, "a:8": False, "a:4": False, "b:16": True, "b:4": True}
+    found = tried({setting: dict.fromkeys((1, 2), low) for setting, low in lows.items()})
+    assert found == {"a:16": True, "a:8": False, "a:4": False, "b:16": True, "b:4": True}
+
+
+def test_a_chain_that_holds_to_its_end_leaves_its_chance_to_the_others() -> None:
+    lows: Levels = {"a:8": {2: -0.02, 1: -0.009}, "a:4": {2: -0.03, 1: -0.02}, "b:8": {2: -0.005, 1: -0.004}}
+    assert tried(lows) == {"a:8": True, "b:8": True, "a:4": False}
+    lows["b:8"] = {2: -0.011, 1: -0.009}
+    assert tried(lows) == {"a:8": False, "b:8": False, "a:4": False}
+
+
+def test_settings_that_are_no_faster_share_no_chance_and_break_no_chain() -> None:
+    lows: Levels = {"a:16": {1: -0.02}, "a:8": {1: -0.009}, "b:8": {1: 0.0}}
+    assert tried(lows, slow=("a:16", "b:8")) == {"a:16": False, "a:8": True, "b:8": False}
+
+
+def with_low(setting: str, low: float) -> Bounds:
+    return lambda level: {setting: Interval(low + 0.1, low, 1.0)}
 
 
 def test_the_fastest_that_holds_is_taken_and_dense_where_none_does() -> None:
     dense = result("dense", 1.0)
     results = [dense, result("a:4", 1.5), result("b:4", 1.8), result("c:4", 0.9), result("d:4", 2.5)]
     holding: dict[str, Interval | None] = {name: Interval(0.0, -0.004, 0.1) for name in ("a:4", "b:4", "c:4")}
-    taken, sentence = decide(
-        try_chains(results, {**holding, "d:4": Interval(0.0, -0.03, 0.1)}, -0.01), dense, {"max_accuracy_drop": 1}, 300
-    )
+    found = {**holding, "d:4": Interval(0.0, -0.03, 0.1)}
+    trials = try_chains(results, lambda level: found, -0.01, 0.05)
+    taken, sentence = decide(trials, dense, {"max_accuracy_drop": 1}, 300)
     assert taken == "b:4"
-    assert "at most 1 points below dense with 95% confidence on 300 samples" in sentence
+    assert "at most 1 point below dense with 95% confidence on 300 samples" in sentence
     assert "1.80 times dense's images per second, the fastest of 2 settings that hold" in sentence
-    only_bad = try_chains([dense, results[4]], {"d:4": Interval(0.9, 0.8, 1.0)}, 0.95)
+    only_bad = try_chains([dense, results[4]], with_low("d:4", 0.8), 0.95, 0.05)
     taken, sentence = decide(only_bad, dense, {"min_fidelity": 0.95}, 300)
     assert taken == "dense"
     assert "the nearest is d:4 (measured 90.0%, lower bound 80.0%)" in sentence
+    only_slow = try_chains([dense, results[3]], with_low("c:4", 0.99), 0.95, 0.05)
+    assert decide(only_slow, dense, {"min_fidelity": 0.95}, 300) == (
+        "dense",
+        "--reduction auto takes dense: none of 1 settings is faster on this machine",
+    )
 
 
 @pytest.fixture(scope="module")

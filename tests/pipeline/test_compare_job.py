@@ -209,6 +209,31 @@ def test_budgets_bring_each_method_to_its_own_number_of_tokens(folder: Path, mod
     assert fastv["setting"].endswith(",filter=random")
     assert 0.9 * budget < fastv["llm_viewer_tflops"] <= budget
     assert [row["budget_tflops"] for row in (dense, ficoco, fastv, stride)] == [None, budget, budget, None]
+    assert fastv["budget_reached"] == pytest.approx(fastv["llm_viewer_tflops"])
+
+
+def test_a_budget_can_be_a_share_of_dense(folder: Path, model: Path) -> None:
+    (folder / "grid.yaml").write_text("settings: [ficoco-v, 'random', 'stride:4']\nbudget_share: ['93%']\n")
+    more = ["--settings-file", f"{folder}/grid.yaml", "--repeats", "1"]
+    first = run_compare(words(folder, model, *more)).summary["settings"]
+    dense, ficoco, random, stride = first
+    assert [row["budget_share"] for row in (dense, ficoco, random, stride)] == [None, 0.93, 0.93, None]
+    for row in (ficoco, random):
+        assert 0.85 < row["budget_reached"] <= 0.93
+        # What is reached is solved for the mean prompt and a full answer with its own image.
+        assert row["flops_total"] / dense["flops_total"] == pytest.approx(row["budget_reached"], abs=0.05)
+    more = ["--settings", "ficoco-v,random,stride:4", "--budget-share", "93%", "--repeats", "1"]
+    again = run_compare(words(folder, model, *more)).summary["settings"]
+    assert [row["setting"] for row in again] == [row["setting"] for row in first]
+
+
+def test_where_images_decide_figures_are_of_what_they_kept(folder: Path, model: Path) -> None:
+    dense, adaptive = run_compare(words(folder, model, "--settings", "prumerge:adaptive")).summary["settings"]
+    own = rows(folder / "out/settings/prumerge_adaptive")
+    kept = sum(row["visual_tokens"] for row in own) / len(own)
+    assert adaptive["visual_tokens"] == pytest.approx(kept)
+    assert dense["decoder_lengths"][0] - adaptive["decoder_lengths"][0] == 16 - round(kept)
+    assert adaptive["kv_megabytes_fp16"] < dense["kv_megabytes_fp16"]
 
 
 @pytest.mark.parametrize(
@@ -218,6 +243,8 @@ def test_budgets_bring_each_method_to_its_own_number_of_tokens(folder: Path, mod
         (["--settings", "ficoco-v:17"], ReductionError, "cannot keep 17 visual tokens"),
         (["--settings", "ficoco-v"], UserError, "does not say how many tokens to keep"),
         (["--settings", "ficoco-v", "--budget-tflops", "9"], UserError, "cannot meet a budget of 9 TFLOPs"),
+        (["--settings", "ficoco-v", "--budget-share", "1%"], UserError, "cannot meet a budget of 1.0%"),
+        (["--settings", "ficoco-v", "--budget-share", "0.5"], UserError, "give one of the whole dense cost"),
         (["--settings-file", "nowhere.yaml"], UserError, "cannot read --settings-file nowhere.yaml"),
         (["--repeat", "3"], UserError, "unknown option --repeat: did you mean '--repeats'"),
         (["--temperature", "1"], UserError, "unknown option --temperature"),

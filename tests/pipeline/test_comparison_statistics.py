@@ -21,36 +21,48 @@ def ratio(sums: list[float], counts: list[float] | None = None, worst: float = 0
 
 
 def plain_interval(sums: list[float], counts: list[float], worst: float, level: float) -> tuple[float, float]:
-    """Draw images one by one, the sample's and one more."""
+    """Weight images one by one, the sample's and one more."""
     chance, ends = random.Random(7), []
     mean = sum(counts) / sum(count > 0 for count in counts)
     for extreme in (worst, 1.0):
-        pool = [*zip(sums, counts, strict=True), (extreme * mean, mean)]
-        drawn = [chance.choices(pool, k=len(pool)) for _ in range(4000)]
-        ratios = sorted(sum(s for s, _ in one) / sum(c for _, c in one) for one in drawn if any(c for _, c in one))
-        ends.append(ratios)
+        ratios = []
+        for _ in range(4000):
+            top = bottom = 0.0
+            for ours, count in [*zip(sums, counts, strict=True), (extreme * mean, mean)]:
+                weight = chance.expovariate(1.0)
+                top, bottom = top + weight * ours, bottom + weight * count
+            ratios.append(top / bottom)
+        ends.append(sorted(ratios))
     tail = (1 - level) / 2
     return ends[0][int(tail * len(ends[0]))], ends[1][int((1 - tail) * len(ends[1]))]
 
 
-def test_intervals_are_those_of_drawing_images_one_by_one() -> None:
+def test_intervals_are_those_of_weighting_images_one_by_one() -> None:
     chance = random.Random(1)
     counts = [float(chance.randrange(4)) for _ in range(60)]
     sums = [float(sum(chance.random() < 0.8 for _ in range(int(count)))) for count in counts]
     [found] = intervals([ratio(sums, counts, worst=-1.0)], level=0.9)
     low, high = plain_interval(sums, counts, -1.0, 0.9)
     assert found.value == pytest.approx(sum(sums) / sum(counts))
-    assert found.low == pytest.approx(low, abs=0.01)
-    assert found.high == pytest.approx(high, abs=0.01)
+    assert found.low == pytest.approx(low, abs=0.006)
+    assert found.high == pytest.approx(high, abs=0.006)
 
 
-@pytest.mark.parametrize("wrong", [0, 1, 4, 30])
-def test_the_low_end_for_right_and_wrong_is_near_the_exact_binomial_one(wrong: int) -> None:
+@pytest.mark.parametrize("wrong", [0, 1, 4, 30, 300])
+def test_the_ends_for_right_and_wrong_are_the_exact_binomial_ones(wrong: int) -> None:
     images = 300
-    [found] = intervals([ratio([0.0] * wrong + [1.0] * (images - wrong))])
+    [found] = intervals([ratio([0.0] * wrong + [1.0] * (images - wrong))], draws=40_000)
     exact = binomtest(images - wrong, images).proportion_ci(0.95, "exact")
-    assert found.low == pytest.approx(exact.low, abs=0.004)
-    assert found.low < found.value <= found.high <= 1
+    assert found.low == pytest.approx(exact.low, abs=6e-4)
+    assert found.high == pytest.approx(exact.high, abs=6e-4)
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0.03, 0.0), (0.03, 0.02), (0.2, 0.1)])
+def test_a_bound_on_a_paired_difference_holds_as_often_as_it_says(lost: float, gained: float) -> None:
+    chance, images, times = np.random.default_rng(0), 60, 500
+    drawn = chance.choice([-1.0, 0.0, 1.0], (times, images), p=[lost, 1 - lost - gained, gained])
+    bounds = intervals([Ratio(one, np.ones(images), worst=-1.0) for one in drawn], level=0.9)
+    assert sum(bound.low <= gained - lost for bound in bounds) / times > 0.94
 
 
 def test_several_questions_about_an_image_do_not_count_as_several_images() -> None:

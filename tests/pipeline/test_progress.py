@@ -138,3 +138,14 @@ def test_a_terminal_gets_a_bar(clock: Clock) -> None:
     assert "1/4" in shown
     assert "\r" in shown
     assert "a line of its own" in shown
+
+
+def test_a_run_goes_on_when_nobody_reads_its_progress_any_more() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    stream = os.fdopen(writing, "w")
+    progress = Progress(Meter(Totals(), 1), 10.0, stream)
+    progress.say("one")
+    progress.say("another")
+    with suppress(BrokenPipeError):
+        stream.close()

@@ -23,6 +23,7 @@ def result(
         flops={"prefill": 100.0 / speed},
         llm_viewer_tflops=1.0,
         kv_megabytes=1.0,
+        kv_megabytes_fp16=1.0,
         questions=10,
         answers=10,
         images_per_second=rate,

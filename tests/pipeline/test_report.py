@@ -158,11 +158,11 @@ def test_little_is_enough_for_a_page(alone: bool) -> None:
 
 def test_the_setting_that_is_recommended_stands_out() -> None:
     marked = page(comparison())
-    assert "<strong>ficoco-v:64</strong>" in marked
+    assert '<strong class="choice"><span>ficoco-v:64</span></strong>' in marked
     assert marked.count('class="ring"') == 3 + 1  # the charts and their key
     for recommended in (None, "random:64"):
         text = page(comparison(recommended=recommended))
-        assert "<strong>" not in text
+        assert '<strong class="choice">' not in text
         assert "The cheapest setting within 2 points of dense is ficoco-v:64." in Page(text).text
 
 

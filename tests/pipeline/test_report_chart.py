@@ -10,7 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.comparison import Comparison, Flow, Interval
-from pipeline.report_chart import BOTTOM, TOP, Chart, Scale, _box, _overlap, draw_chart, quality_scale, short, ticks
+from pipeline.report_chart import (
+    BOTTOM,
+    TOP,
+    Chart,
+    Scale,
+    _away,
+    _box,
+    _overlap,
+    brief_name,
+    draw_chart,
+    quality_scale,
+    short,
+    ticks,
+)
 from pipeline.report_front import Axis, cost_axes, front, quality_axis
 from pipeline.report_overlay import arrows_path, dropped_path, strongest
 from tests.pipeline.comparisons import GRID, comparison, flow, many, result
@@ -74,6 +87,11 @@ def test_an_outlier_does_not_flatten_the_chart() -> None:
     assert [mark.below for mark in marks] == [False] * 5 + [True]
 
 
+def test_no_chart_goes_beyond_100_percent() -> None:
+    scale = quality_scale([Interval(100.0, 60.0, 100.0)] * 3)
+    assert ticks(scale)[-1][1] == "100"
+
+
 def test_labels_collide_with_nothing() -> None:
     for count in (3, 12, 50):
         measured = many(count, 0)
@@ -85,6 +103,28 @@ def test_labels_collide_with_nothing() -> None:
                 assert not any(_overlap(box, other) for other in boxes[place + 1 :])
                 assert not any(_overlap(box, (mark.x, mark.y, mark.x, mark.y)) for mark in marks)
                 assert box[1] >= TOP - 14
+
+
+def test_a_label_is_nearest_to_its_own_point_or_has_a_line_to_it() -> None:
+    for count in (3, 12, 50):
+        measured = many(count, 0)
+        for cost in cost_axes(measured):
+            marks = [mark for mark in drawn(measured, cost).marks if mark.on_front or mark.dense]
+            for mark in marks:
+                if mark.label and not mark.label.leader:
+                    own = _away(_box(mark.label), mark)
+                    assert own < min(_away(_box(mark.label), other) for other in marks if other is not mark)
+
+
+def test_long_names_are_told_apart_by_what_differs() -> None:
+    whole = "ficoco-l:16,language_layers=1"
+    others = [f"{whole},{more}" for more in ("gamma=1.0", "compress=prune", "filter=random,compress=prune")]
+    among = ["dense", whole, *others]
+    assert [brief_name(one, among) for one in among[:4]] == [
+        *("dense", whole, "ficoco-l:16,…,gamma=1.0", "ficoco-l:16,…,compress=prune")
+    ]
+    assert max(len(brief_name(one, among)) for one in among) == 30
+    assert len({brief_name(one, among) for one in among}) == len(among)
 
 
 @pytest.mark.parametrize(
