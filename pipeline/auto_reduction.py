@@ -105,7 +105,7 @@ def _earlier(config: RunConfig) -> dict[str, Any] | None:
 
 
 def _compared(config: RunConfig, parts: JobParts) -> CompareResult:
-    _, shape = checked_shape(config.model)
+    _, shape = checked_shape(config.model, config.text_tower)
     shared = {one.name: getattr(config, one.name) for one in fields(RunConfig) if one.name in SHARED}
     comparing = CompareConfig(
         **{**shared, "output": f"{config.output.rstrip('/')}/{FOLDER}"},
