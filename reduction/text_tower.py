@@ -34,10 +34,16 @@ class TextTower:
             scale: what CLIP multiplies cosines by.
 
         Raises:
-            ReductionError: the tokenizer ends texts otherwise.
+            ReductionError: the tokenizer ends texts otherwise, or knows tokens that the tower does not.
         """
         self.text, self.norm, self.projection, self.tokenizer = text.eval(), norm, projection, tokenizer
         self.shape, self.scale = shape, scale
+        known = text.config.vocab_size
+        if len(tokenizer) > known:
+            raise ReductionError(
+                f"the text tower's tokenizer knows {len(tokenizer)} tokens, and the tower has {known}: "
+                "take tokenizer and weights from one CLIP checkpoint."
+            )
         (ids,) = self.tokenise(["a"])
         end = text.config.eos_token_id
         # 2 is how older configurations say: the token of the highest id.

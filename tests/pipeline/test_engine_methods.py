@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from pipeline.engine import Batch, Request
+from pipeline.engine import Batch, Engine, Request
 from reduction.methods import METHODS
+from reduction.settings import Reduction, ReductionError
 from tests.clip_checkpoint import QUESTIONS
-from tests.pipeline.test_engine import PREFIX, generated_by_transformers, make_engine, pictures, suffixes
+from tests.pipeline.test_engine import MEAN, PREFIX, STD, generated_by_transformers, make_engine, pictures, suffixes
 from tests.tiny import tiny_llava
 
 TEXTS = [f"{method}:9" for method in METHODS if method != "dense" and not method.startswith("ficoco")]
@@ -74,3 +77,40 @@ def test_batches_of_unequal_images_follow_each_other_in_one_cache(graphs: bool) 
         assert [(one.tokens, one.visual_tokens) for one in streamed[number]] == [
             (one.tokens, one.visual_tokens) for one in answers
         ]
+
+
+BY_QUESTION = ["cdpruner:9", "trim:9", "trim:adaptive", "cdpruner:9,positions=packed"]
+
+
+@pytest.mark.parametrize("text", BY_QUESTION)
+def test_questions_about_one_image_choose_each_for_itself(text: str) -> None:
+    model, images, asked = tiny_llava(14), pictures(3), suffixes(6)
+    engine = make_engine(model, text)
+    owner = [2, 0, 0, 1, 2, 0]
+    batch = [Request(i, tuple(s), question=q) for i, s, q in zip(owner, asked, QUESTIONS, strict=False)]
+    together = engine.answer(images, PREFIX, batch)
+    assert [one.tokens for one in together] == generated_by_transformers(model, text, images[owner], asked)
+    for request, one in zip(batch, together, strict=True):
+        (alone,) = engine.answer(images[[request.image]], PREFIX, [replace(request, image=0)])
+        assert (alone.tokens, alone.visual_tokens) == (one.tokens, one.visual_tokens)
+        assert one.question_tokens == min(24, len(request.question or "") + 2)
+
+
+@pytest.mark.parametrize("text", BY_QUESTION)
+def test_half_a_batch_asks_its_own_questions(text: str) -> None:
+    model, images = tiny_llava(14), pictures(3)
+    batch = [
+        Request(i, tuple(s), question=q) for i, s, q in zip([2, 0, 0, 1, 2, 0], suffixes(6), QUESTIONS, strict=False)
+    ]
+    whole = make_engine(model, text).answer(images, PREFIX, batch)
+    halving = make_engine(model, text)
+    halving.rows_limit = 2
+    assert [one.tokens for one in halving.answer(images, PREFIX, batch)] == [one.tokens for one in whole]
+
+
+def test_what_the_engine_lacks_for_choosing_by_the_question() -> None:
+    model = tiny_llava(14)
+    with pytest.raises(ReductionError, match="trim:9 chooses by the question: give every Request its question's text"):
+        make_engine(model, "trim:9").answer(pictures(1), PREFIX, [Request(0, (5, 6))])
+    with pytest.raises(ReductionError, match="which a LLaVA checkpoint does not carry"):
+        Engine(model, Reduction.parse("trim:9"), mean=MEAN, std=STD, stop_tokens=frozenset())
