@@ -13,6 +13,7 @@ import pytest
 
 from jobs.caption_corpus import main
 from pipeline import text_towers
+from pipeline.auto_reduction import grid
 from pipeline.command_line import parse_command
 from pipeline.errors import UserError
 from pipeline.generation import GenerationSettings
@@ -159,3 +160,11 @@ def test_a_run_that_cannot_choose_is_refused_at_once(
     assert main(given) == 2
     assert said in capsys.readouterr().err
     assert not (folder / "out").exists()
+
+
+def test_an_automatic_choice_tries_them_where_there_is_a_text_tower(models: Path) -> None:
+    shape = from_folder(models / "llava")
+    tried = grid(replace(shape, text=text_shape(f"{models}/clip")))
+    assert {setting for setting in tried if setting not in grid(shape)} == {
+        f"cdpruner:{share}" for share in ("67%", "50%", "33%", "22%", "11%")
+    }
