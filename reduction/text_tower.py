@@ -66,7 +66,7 @@ class TextTower:
         """Where each text lies in the common space, of any length."""
         return self.embed_ids(self.tokenise(texts))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed_ids(self, ids: Sequence[Sequence[int]]) -> Float[Tensor, "q p"]:
         """`embed` for texts that are tokens already."""
         longest = max(map(len, ids))

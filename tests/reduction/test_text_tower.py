@@ -178,6 +178,16 @@ def test_generate_asks_once_with_and_without_a_cache_and_with_beams() -> None:
         assert llava.generate(**PROMPTS, pixel_values=images, **asked, num_beams=2).shape == cached.shape
 
 
+@pytest.mark.parametrize("text", ["cdpruner:5", "trim:5", "trim:adaptive"])
+def test_gradients_flow_through_what_stays(text: str) -> None:
+    llava, images = tiny_llava(1), tiny_images(2).requires_grad_()
+    with reduction.install(llava, text, text_tower=text_tower()):
+        reduction.ask(llava, QUESTIONS[:2])
+        llava(**PROMPTS, pixel_values=images).logits.sum().backward()
+    assert images.grad is not None
+    assert bool(images.grad.any())
+
+
 def test_methods_that_need_no_question_may_be_asked_all_the_same() -> None:
     llava = tiny_llava(1)
     with reduction.install(llava, "random:5", text_tower="no/such/folder"), torch.no_grad():
