@@ -170,17 +170,13 @@ def count_text(
     if not 0 <= prefix_tokens <= text_tokens:
         raise ValueError(f"prefix_tokens {prefix_tokens} must lie between 0 and text_tokens {text_tokens}.")
     after_image = text_tokens - prefix_tokens
+    language = language_terms(shape, plan, prefix_tokens, after_image, reduction)
+    choosing = question_terms(shape, plan, reduction, after_image if question_tokens is None else question_tokens)
     return Flops(
         prefill=float(sum(prefill(shape, plan, text_tokens, causal=causal).values())),
         decode=float(sum(decode(shape, plan, text_tokens, new_tokens).values())),
-        reduction=float(sum(language_terms(shape, plan, prefix_tokens, after_image, reduction).values()))
-        + _choosing(shape, plan, after_image if question_tokens is None else question_tokens, reduction),
+        reduction=float(sum(language.values()) + sum(choosing.values())),
     )
-
-
-def _choosing(shape: ModelShape, plan: Plan, tokens: int, reduction: Reduction) -> float:
-    longest = shape.text.positions if shape.text else 0
-    return float(sum(question_terms(shape, plan, reduction, min(tokens, longest)).values()))
 
 
 @lru_cache(maxsize=65536)

@@ -79,12 +79,12 @@ def text_tower(shape: TextShape, tokens: int) -> dict[str, int]:
 
 
 def question_terms(shape: ModelShape, plan: Plan, reduction: Reduction, tokens: int) -> dict[str, int]:
-    """FLOPs of choosing by one question of `tokens` in the text tower; none where the plan does not."""
+    """FLOPs of choosing by one question of `tokens`, cut to the text tower's length; none where the plan does not."""
     if not plan.by_question or shape.text is None:
         return {}
     terms = Counter(_projector_stages(shape, plan, reduction))
     terms["relevance"] += 2 * plan.projector_tokens * shape.text.projection
-    terms["text tower"] += sum(text_tower(shape.text, tokens).values())
+    terms["text tower"] += sum(text_tower(shape.text, min(tokens, shape.text.positions)).values())
     return dict(terms)
 
 

@@ -45,8 +45,8 @@ def load_text_tower(name: str, device: torch.device | str = "cpu", dtype: torch.
             norm = nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
             projection = nn.Linear(vision.hidden_size, config.projection_dim, bias=False)
             whole = nn.ModuleDict({"text": text, "norm": norm, "projection": projection})
-        whole.to_empty(device=device)
-        whole.to(dtype)
+        # The type first, so that memory is taken once.
+        whole.to(dtype).to_empty(device=device)
         _fill(whole, {_place(key): weight for key, weight in weights.items()})
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
