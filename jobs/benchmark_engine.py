@@ -29,10 +29,12 @@ from pipeline.engine import Engine, Request
 from pipeline.engine_timing import Timing, Work, realised_shares, report, run_once
 from pipeline.generation import GenerationSettings
 from pipeline.machine_speed import copy_gigabytes_per_second, hardware, matmul_tflops, synchronise
-from pipeline.random_model import random_llava, shape_config
+from pipeline.random_model import random_llava, random_text_tower, shape_config
+from pipeline.text_towers import text_tower_for
 from reduction.console import run_command
 from reduction.settings import Reduction, ReductionError
 from reduction.shapes import NAMED
+from reduction.text_tower import TextTower
 
 MEAN, STD = (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)
 PREFIX_TOKENS = 5
@@ -43,6 +45,10 @@ FIRST_WORD = 10
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-shape", required=True, help=f"{', '.join(NAMED)}, demo, or a checkpoint")
+    parser.add_argument(
+        "--text-tower",
+        help="CLIP model that cdpruner and trim choose by; a named shape without it gets a random CLIP ViT-L/14's",
+    )
     parser.add_argument("--settings", default="dense,ficoco-v:64,ficoco-l:64,ficoco-vl:64")
     parser.add_argument("--batch-size", type=int, default=8, help="questions answered together")
     parser.add_argument("--text-tokens", type=int, default=60)
@@ -80,6 +86,16 @@ def load_model(args: argparse.Namespace) -> Any:
     return random_llava(shape_config(shape, args.layers), device, dtype)
 
 
+def load_tower(model: Any, settings: list[Reduction], args: argparse.Namespace) -> TextTower | None:
+    shape = NAMED.get(args.model_shape)
+    if args.text_tower or shape is None or shape.text is None:
+        return text_tower_for(settings, args.text_tower, model)
+    if not any(setting.by_question for setting in settings):
+        return None
+    weight = next(model.parameters())
+    return random_text_tower(shape.text, weight.device, weight.dtype)
+
+
 def make_work(model: Any, args: argparse.Namespace) -> Work:
     generator = torch.Generator().manual_seed(0)
     side, vocabulary = model.config.vision_config.image_size, model.config.text_config.vocab_size
@@ -88,7 +104,9 @@ def make_work(model: Any, args: argparse.Namespace) -> Work:
     size = (args.batch_size, args.text_tokens)
     ids = torch.randint(FIRST_WORD, vocabulary * 9 // 10, size, generator=generator).tolist()
     suffixes = [tuple(row[PREFIX_TOKENS:]) for row in ids]
-    requests = tuple(Request(i // args.questions_per_image, s) for i, s in enumerate(suffixes))
+    # Where a text tower reads the question, it has about as many tokens there.
+    question = " ".join(["thing"] * (args.text_tokens - PREFIX_TOKENS - 2))
+    requests = tuple(Request(i // args.questions_per_image, s, question=question) for i, s in enumerate(suffixes))
     return Work(images, tuple(ids[0][:PREFIX_TOKENS]), requests, args.new_tokens)
 
 
@@ -96,10 +114,10 @@ def time_settings(model: Any, work: Work, args: argparse.Namespace) -> tuple[lis
     """Return engines, their timings, and the seconds of plain `generate` where it is asked for."""
     settings = split_settings(args.settings)
     generation = GenerationSettings(max_new_tokens=args.new_tokens)
-    engines = [
-        Engine(model, Reduction.parse(text), mean=MEAN, std=STD, stop_tokens=frozenset(), settings=generation)
-        for text in settings
-    ]
+    reductions = [Reduction.parse(text) for text in settings]
+    usual: dict[str, Any] = {"mean": MEAN, "std": STD, "stop_tokens": frozenset(), "settings": generation}
+    usual["text_tower"] = load_tower(model, reductions, args)
+    engines = [Engine(model, reduction, **usual) for reduction in reductions]
     timings = [Timing(text) for text in settings]
     baseline: list[float] = []
     for repeat in range(args.repeats + 1):

@@ -42,6 +42,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="hub id or checkpoint folder")
     parser.add_argument("--reduction", default="ficoco-v:64")
+    parser.add_argument("--text-tower", help="CLIP model that cdpruner and trim choose by")
     parser.add_argument("--images", type=int, default=256, help="in the shard, one question each")
     parser.add_argument("--side", type=int, default=500, help="longer side of the JPEGs, pixels")
     parser.add_argument("--batch-size", type=int)
@@ -99,6 +100,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         args.dtype,
         args.batch_size,
         generation=GenerationSettings(max_new_tokens=args.max_new_tokens),
+        text_tower=args.text_tower,
     )
     worker = ShardWorker(settings, str(folder / "out"))
     ref = write_shard(folder / "00000.tar", args.images, args.side)

@@ -36,6 +36,7 @@ from pipeline.prompts import VICUNA_SYSTEM_PROMPT, PromptError, PromptFormat
 from pipeline.report_drawing import SIDE, draw
 from pipeline.report_flows import answer_and_flow
 from pipeline.storage import open_output
+from pipeline.text_towers import text_tower_for
 from reduction.console import run_command
 from reduction.settings import Reduction, ReductionError
 
@@ -90,6 +91,7 @@ def _flows(
 ) -> tuple[Flow, Flow, int]:
     """What dense and the reduction make of the picture, and the patches along its side."""
     checkpoint = load_checkpoint(options.model, options.device)
+    tower = text_tower_for([reduction], options.text_tower, checkpoint.model)
     engines = [
         Engine(
             checkpoint.model,
@@ -98,6 +100,7 @@ def _flows(
             std=transform.std,
             stop_tokens=checkpoint.stop_tokens,
             settings=GenerationSettings(max_new_tokens=options.max_new_tokens),
+            text_tower=tower,
         )
         for setting in (Reduction(), reduction)
     ]
@@ -110,7 +113,9 @@ def _flows(
         )
     except PromptError as error:
         raise UserError(f"--question cannot be asked: {error}") from None
-    dense, reduced = (answer_and_flow(engine, picture, prompt, checkpoint.tokenizer) for engine in engines)
+    dense, reduced = (
+        answer_and_flow(engine, picture, prompt, checkpoint.tokenizer, options.question) for engine in engines
+    )
     return dense, reduced, vision.grid
 
 
@@ -145,6 +150,7 @@ def _parser() -> OptionParser:
     parser.add_argument("--question", required=True)
     parser.add_argument("--model", required=True, help="Hugging Face hub id, or a local folder of that format")
     parser.add_argument("--reduction", required=True, help="as in ficoco-v:64,epsilon=0.99")
+    parser.add_argument("--text-tower", help="CLIP model with the text tower that cdpruner and trim choose by")
     parser.add_argument("--output", required=True, metavar="FILE.png")
     parser.add_argument("--arrows", type=count, default=24, help="most arrows drawn, the strongest (default: 24)")
     parser.add_argument("--max-new-tokens", type=positive, default=64, help="most tokens of an answer (default: 64)")

@@ -32,7 +32,8 @@ from reduction.schedule import plan
 from reduction.settings import Reduction
 from reduction.shapes import ModelShape
 
-METHODS = ("ficoco-v", "ficoco-l", "vispruner", "divprune")
+METHODS = ("ficoco-v", "ficoco-l", "vispruner", "divprune", "cdpruner")
+"""Those that a model cannot do (CDPruner without a text tower) are left out."""
 SHARES = ("67%", "50%", "33%", "22%", "11%")
 """Of the visual tokens, kept: 386, 288, 190, 127 and 63 of 576."""
 CHANCE = 0.05
@@ -91,7 +92,7 @@ def _earlier(config: RunConfig) -> dict[str, Any] | None:
 
 
 def _compared(config: RunConfig, parts: JobParts) -> CompareResult:
-    _, shape = checked_shape(config.model)
+    _, shape = checked_shape(config.model, config.text_tower)
     shared = {one.name: getattr(config, one.name) for one in fields(RunConfig) if one.name in SHARED}
     comparing = CompareConfig(
         **{**shared, "output": f"{config.output.rstrip('/')}/{FOLDER}"},
@@ -105,7 +106,7 @@ def _compared(config: RunConfig, parts: JobParts) -> CompareResult:
 
 
 def grid(shape: ModelShape) -> tuple[str, ...]:
-    """The settings that are tried: those of the methods that this model can do."""
+    """The settings that are tried: those of `METHODS` that this model can do."""
     found = []
     for setting in (f"{method}:{share}" for method in METHODS for share in SHARES):
         try:

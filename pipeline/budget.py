@@ -22,7 +22,7 @@ def within_budget(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
     budget = config.budget
     if budget is None:
         return config, {}
-    _, shape = checked_shape(config.model)
+    _, shape = checked_shape(config.model, config.text_tower)
     request = Request(text_tokens=TEXT_TOKENS, new_tokens=config.max_new_tokens)
     solved = solve(config.parsed_reduction, shape, *budget, request)
     settled = replace(config, reduction=str(solved.reduction), split=None, budget_tflops=None, budget_share=None)

@@ -47,7 +47,7 @@ def check_settings(written: Sequence[str], budgets: Sequence[Budget], shape: Mod
         if not _without_tokens(text):
             plan(Reduction.parse(text), shape)
         elif budgets:
-            _keeping_all(text)
+            plan(_keeping_all(text), shape)
         else:
             raise UserError(
                 f"{text} does not say how many tokens to keep: write {text}:64, or give a budget with --budget-tflops "

@@ -37,7 +37,7 @@ def trace_example(picture: Picture, replicas: Mapping[str, Replica]) -> Example:
     flows: list[Flow] = []
     for setting, replica in replicas.items():
         try:
-            flow = answer_and_flow(replica.engine, picture.pixels, one.prompt, replica.tokenizer)
+            flow = answer_and_flow(replica.engine, picture.pixels, one.prompt, replica.tokenizer, one.question.text)
         except (ValueError, RuntimeError) as error:
             if breaks_device(error):
                 raise

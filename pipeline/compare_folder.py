@@ -13,11 +13,13 @@ from pipeline.compare_config import CompareConfig, slug
 from pipeline.errors import UserError
 from pipeline.fingerprint import difference, row_settings
 from pipeline.ledger import Ledger
+from pipeline.model_check import text_tower_digest
 from pipeline.part_names import shard_id
 from pipeline.records import ShardRef
 from pipeline.run_folder import PROGRAM, RunFolder, prepare, read_run, redacted, remove_run
 from pipeline.storage import Output, open_output
 from pipeline.totals import Totals
+from reduction.settings import Reduction
 
 RECORD_PATH = "comparison.json"
 SETTINGS = "settings"
@@ -98,7 +100,7 @@ def prepare_comparison(
         earlier = None
     if read_run(output) is not None:
         raise UserError(f"{output.url} holds the output of an annotation run; choose another --output")
-    whole = {setting: {**config.of_setting(setting), "model_digest": digest} for setting in settings}
+    whole = {setting: {**config.of_setting(setting), **_digests(config, setting, digest)} for setting in settings}
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     depends = redacted(row_settings({**whole[settings[0]], "reduction": None}))
     manifest = [[ref.name, shard_id(ref.url), ref.take, ref.fingerprint] for ref in refs]
@@ -116,6 +118,11 @@ def prepare_comparison(
         starts=[*folder.record.get("starts", []), now],
     )
     return folder
+
+
+def _digests(config: CompareConfig, setting: str, model: str) -> dict[str, str | None]:
+    text_tower = text_tower_digest(config.text_tower, Reduction.parse(setting))
+    return {"model_digest": model, "text_tower_digest": text_tower}
 
 
 def _remove(output: Output, url: str) -> None:

@@ -63,7 +63,7 @@ def compare(config: CompareConfig, cluster: CompareCluster) -> CompareResult:
         UserError, ReductionError: the comparison cannot work; nothing has been done.
     """
     written, budgets = config.wanted
-    digest, shape = checked_shape(config.model)
+    digest, shape = checked_shape(config.model, config.text_tower)
     check_settings(written, budgets, shape)
     output = open_output(config.output)
     with DriverLock(output) as lock:

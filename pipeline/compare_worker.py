@@ -29,6 +29,8 @@ from pipeline.records import FLOP_PARTS, Answer, Rejection, ShardRef, ShardRepor
 from pipeline.replica import Replica, ReplicaSettings
 from pipeline.shard_work import MOST_PICTURES, WINDOW_BATCHES, Place
 from pipeline.storage import Output, open_output
+from pipeline.text_towers import text_tower_for
+from reduction.settings import Reduction
 
 
 @dataclass
@@ -69,12 +71,14 @@ class CompareWorker:
         image_threads: int | None = None,
     ) -> None:
         checkpoint = load_checkpoint(replica.model, replica.device, replica.dtype)
+        parsed = [Reduction.parse(setting) for setting in settings]
+        tower = text_tower_for(parsed, replica.text_tower, checkpoint.model)
         self.dense, *_ = settings
         first = Replica(replace(replica, reduction=self.dense), checkpoint)
         # Dense needs the most memory for a question, so what fits it fits all, and all get the same batches.
         others = replace(replica, batch_size=first.batch_size)
         self.replicas = {
-            setting: first if setting == self.dense else Replica(replace(others, reduction=setting), checkpoint)
+            setting: first if setting == self.dense else Replica(replace(others, reduction=setting), checkpoint, tower)
             for setting in settings
         }
         self.output = open_output(output)

@@ -35,6 +35,10 @@ class RunConfig:
     reduction: str = option(
         f"{', '.join(METHODS)}; in full, such as ficoco-v:64,epsilon=0.99; or auto, chosen on a few samples", "dense"
     )
+    text_tower: str | None = option(
+        "CLIP model with the text tower that cdpruner and trim choose by: hub id, or a local folder of that format",
+        None,
+    )
     keep_tokens: int | str | None = option("visual tokens left: a count (64) or a share (11%%)", None, convert=keep)
     max_accuracy_drop: float | None = option(
         "--reduction auto: points of accuracy that may be lost to dense", None, convert=number(0, 100)

@@ -22,9 +22,10 @@ from pipeline.ragged import RaggedDecoder
 from pipeline.step_graphs import StepGraphs
 from pipeline.steps import EagerSteps
 from reduction.schedule import Plan, plan
-from reduction.settings import Reduction
+from reduction.settings import Reduction, ReductionError
 from reduction.shapes import ModelShape, from_config
 from reduction.tensors import Float, Int
+from reduction.text_tower import Asked, TextTower
 from reduction.vision import encode_images
 
 
@@ -42,6 +43,8 @@ class Request:
     """Token ids after the image."""
     name: str = ""
     """Tells this question from others: what it samples depends on it, not on its batch."""
+    question: str | None = None
+    """Its text alone, for reductions that choose by it; others do without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +85,16 @@ class Engine:
         stop_tokens: frozenset[int],
         settings: GenerationSettings | None = None,
         graphs: bool | None = None,
+        text_tower: TextTower | None = None,
     ) -> None:
-        """`graphs`: decode with CUDA graphs; None: on a GPU."""
+        """`graphs`: decode with CUDA graphs; None: on a GPU. `text_tower`: for reductions that choose by the question.
+
+        Raises ReductionError where the reduction does not fit the model, or lacks a text tower.
+        """
         self.model, self.reduction = model.eval(), reduction
         self.settings = settings or GenerationSettings()
-        self.shape: ModelShape = from_config(model.config)
+        self.text_tower = text_tower
+        self.shape: ModelShape = from_config(model.config, text_tower=text_tower.shape if text_tower else None)
         self.plan: Plan = plan(reduction, self.shape)
         self.device: torch.device = next(model.parameters()).device
         self.dtype: torch.dtype = next(model.parameters()).dtype
@@ -104,12 +112,26 @@ class Engine:
         """Most questions that fit at once, known after running out of memory."""
 
     @torch.inference_mode()
-    def encode(self, images: Tensor) -> tuple[Float[Tensor, "i n d"], Int[Tensor, "i n"]]:
-        """Return projected features and where they stood, for uint8 pictures (i, side, side, 3)."""
+    def encode(self, images: Tensor, asked: Asked | None = None) -> tuple[Float[Tensor, "r n d"], Int[Tensor, "r n"]]:
+        """Return projected features and where they stood, for uint8 pictures (i, side, side, 3).
+
+        A row for each picture, or where the reduction chooses by the question for each question `asked`.
+        """
         with self.stopwatch.stage("vision"):
             pixels = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
             pixels = pixels.sub_(self.mean).div_(self.std).to(self.dtype)
-            return encode_images(self.model, pixels, self.plan, self.reduction)
+            return encode_images(self.model, pixels, self.plan, self.reduction, asked)
+
+    def _ask(self, requests: Sequence[Request]) -> tuple[Asked, list[int]]:
+        """The questions as the reduction takes them, and how many tokens of the text tower each has."""
+        assert self.text_tower is not None  # the plan says so
+        texts = [request.question for request in requests]
+        if None in texts:
+            raise ReductionError(f"{self.reduction} chooses by the question: give every Request its question's text.")
+        with self.stopwatch.stage("vision"):
+            ids = self.text_tower.tokenise([text for text in texts if text is not None])
+            image = torch.tensor([request.image for request in requests], device=self.device)
+            return Asked(self.text_tower, self.text_tower.embed_ids(ids), image), [len(row) for row in ids]
 
     def answer(self, images: Tensor, prefix: Sequence[int], requests: Sequence[Request]) -> list[Generation]:
         """Answer questions about uint8 pictures (i, side, side, 3); `prefix` is the text before every image.
@@ -137,7 +159,7 @@ class Engine:
         for half in (requests[:middle], requests[middle:]):
             used = sorted({request.image for request in half})
             place = {image: index for index, image in enumerate(used)}
-            moved = [Request(place[r.image], r.suffix, r.name) for r in half]
+            moved = [replace(r, image=place[r.image]) for r in half]
             answers += self.answer(images[used], prefix, moved)
         return answers
 
@@ -165,28 +187,32 @@ class Engine:
         decoding = Decoding(steps, self.settings, self.stop)
         places = [(number, row) for number, size in enumerate(sizes) for row in range(size)]
         answers: dict[int, dict[int, Generation]] = {number: {} for number in range(len(batches))}
-        visual: list[int] = []
+        facts: list[dict[str, Any]] = []
         entered = 0
         while entered < len(batches) or len(decoding):
             while entered < len(batches) and len(decoding) <= half and len(decoding) + sizes[entered] <= rows:
-                visual += self._enter(decoding, prefix, batches[entered], sum(sizes[:entered]))
+                facts += self._enter(decoding, prefix, batches[entered], sum(sizes[:entered]))
                 entered += 1
             for tag, generation in self._advance(decoding, half if entered < len(batches) else len(decoding) // 2):
                 number, row = places[tag]
-                if self.plan.adaptive:
-                    generation = replace(generation, visual_tokens=visual[tag])
-                answers[number][row] = generation
+                answers[number][row] = replace(generation, **facts[tag])
                 if len(answers[number]) == sizes[number]:
                     yield number, [answers[number][row] for row in range(sizes[number])]
 
     @torch.inference_mode()
-    def _enter(self, decoding: Decoding, prefix: Sequence[int], batch: Batch, first_tag: int) -> list[int]:
-        """Prefill a batch, and return how many visual tokens each row has for itself."""
-        requests = batch.requests
-        visual, kept = self.encode(batch.images())
+    def _enter(self, decoding: Decoding, prefix: Sequence[int], batch: Batch, first_tag: int) -> list[dict[str, Any]]:
+        """Prefill a batch, and return what its generations must say of each row besides the answer."""
+        requests, asks = batch.requests, [request.image for request in batch.requests]
+        facts: list[dict[str, Any]] = [{} for _ in requests]
+        if self.plan.by_question:
+            asked, read = self._ask(requests)
+            visual, kept = self.encode(batch.images(), asked)
+            asks, facts = list(range(len(requests))), [{"question_tokens": count} for count in read]
+        else:
+            visual, kept = self.encode(batch.images())
         with self.stopwatch.stage("prefill"):
             suffix, lengths = pad_suffixes([request.suffix for request in requests], self.device)
-            image = torch.tensor([request.image for request in requests], device=self.device)
+            image = torch.tensor(asks, device=self.device)
             ids = torch.tensor(list(prefix), device=self.device, dtype=torch.long)
             prompts = Prompts(ids, visual, kept, suffix, lengths, image)
             logits = self.decoder.prefill(prompts, decoding.places(len(requests)))
@@ -194,7 +220,9 @@ class Engine:
             entries = [n + len(request.suffix) for n, request in zip(own, requests, strict=True)]
             tags = range(first_tag, first_tag + len(requests))
             decoding.join(tags, entries, [r.name for r in requests], logits)
-            return own
+            if self.plan.adaptive:
+                facts = [{**fact, "visual_tokens": count} for fact, count in zip(facts, own, strict=True)]
+            return facts
 
     @torch.inference_mode()
     def _advance(self, decoding: Decoding, most_left: int) -> list[tuple[int, Generation]]:

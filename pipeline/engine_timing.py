@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import pipeline.decoder
+import reduction.text_tower
 import reduction.vision
 from pipeline.engine import Engine, Request
 from pipeline.machine_speed import synchronise
@@ -21,6 +22,8 @@ from reduction.flops import Flops, count_image, count_shared_text, count_text, k
 REDUCING = (
     (reduction.vision, "reduce_patches"),
     (reduction.vision, "reduce_features"),
+    (reduction.text_tower.TextTower, "embed_ids"),
+    (reduction.text_tower.Asked, "view"),
     (pipeline.decoder, "reduce_block"),
 )
 
@@ -83,11 +86,14 @@ def work_flops(engine: Engine, work: Work) -> Flops:
     rows, images, text = len(work.requests), len(work.images), work.text_tokens
     image = count_image(shape, plan, reduction).shared_by(1)
     total = Flops(**{part: images * value for part, value in image.parts().items()})
-    prefix = len(work.prefix)
+    words = len(work.prefix), text, work.new_tokens
+    question = work.requests[0].question
+    tower = engine.text_tower if question is not None else None
+    read = len(tower.tokenise([question or ""])[0]) if tower else None
     if rows == images:
-        one = count_text(shape, plan, prefix, text, work.new_tokens, reduction)
+        one = count_text(shape, plan, *words, reduction, question_tokens=read)
     else:
-        one = count_shared_text(shape, plan, prefix, text, work.new_tokens, reduction, work.questions_per_image)
+        one = count_shared_text(shape, plan, *words, reduction, work.questions_per_image, question_tokens=read)
     return total + Flops(**{part: rows * value for part, value in one.parts().items()})
 
 

@@ -11,6 +11,7 @@ from pipeline.records import ANSWER_SCHEMA, QUARANTINE_SCHEMA
 
 ROW_SETTINGS = (
     "model_digest",
+    "text_tower_digest",
     "reduction",
     "prompt",
     "system_prompt",
@@ -31,7 +32,7 @@ greedy token. The limits on reading decide what is quarantined; no answer depend
 run samples. The code's version is recorded in every part, but a corrected program may continue a run.
 """
 
-_NAMES = {"model_digest": "model"}
+_NAMES = {"model_digest": "model", "text_tower_digest": "text tower"}
 
 
 def run_fingerprint(config: Mapping[str, Any]) -> str:
@@ -49,6 +50,9 @@ def row_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     settings = {name: _plain(config.get(name)) for name in ROW_SETTINGS}
     if not settings["temperature"]:
         settings.update(temperature=None, top_p=None, seed=None)
+    if settings["text_tower_digest"] is None:
+        # Left out, so that runs without one keep the fingerprint they began with.
+        del settings["text_tower_digest"]
     return {**settings, "schema": _schema_digest()}
 
 

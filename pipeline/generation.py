@@ -41,6 +41,8 @@ class Generation:
     """Tokens generated, the stop token included."""
     visual_tokens: int | None = None
     """What the image was left with, where that is decided for each image; None: as many as the plan says."""
+    question_tokens: int | None = None
+    """What the text tower read of the question, where the reduction chooses by it."""
 
 
 class Sampler:

@@ -42,6 +42,8 @@ class JobParts:
     """The model's digest; raises UserError or ReductionError where the run cannot work."""
     worker_spec: SpecFactory
     cluster: ClusterFactory
+    check_text_tower: Callable[[RunConfig], str | None] = lambda config: None
+    """The text tower's digest where answers depend on it; raises as `check_model` does."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def run(config: RunConfig, parts: JobParts, remarks: Mapping[str, Any] | None = 
         UserError, ReductionError: the run cannot work; nothing has been done.
     """
     began = time.monotonic()
-    settings = {**config.as_dict(), "model_digest": parts.check_model(config), **(remarks or {})}
+    digests = {"model_digest": parts.check_model(config), "text_tower_digest": parts.check_text_tower(config)}
+    settings = {**config.as_dict(), **digests, **(remarks or {})}
     output = open_output(config.output)
     with DriverLock(output) as lock:
         scan = LedgerScan() if config.overwrite else Ledger(output).scan()
@@ -197,7 +200,12 @@ class _Job:
 def real_parts() -> JobParts:
     """LLaVA replicas on Ray. Imported here, so that a wrong command line is answered before torch and Ray are there."""
     from pipeline.fleet import ray_cluster
-    from pipeline.model_check import check_model
+    from pipeline.model_check import check_model, text_tower_digest
     from pipeline.worker_spec import worker_spec
 
-    return JobParts(lambda config: check_model(config.model, config.parsed_reduction), worker_spec, ray_cluster)
+    return JobParts(
+        lambda config: check_model(config.model, config.parsed_reduction, config.text_tower),
+        worker_spec,
+        ray_cluster,
+        lambda config: text_tower_digest(config.text_tower, config.parsed_reduction),
+    )

@@ -39,6 +39,7 @@ def located(config: Config, inside_job: bool) -> Config:
         input=tuple(_existing(location, home, here) for location in config.input),
         output=_written(config.output, home, "--output"),
         model=_model(config.model, here, home),
+        text_tower=_model(config.text_tower, here, home) if config.text_tower else None,
         tracking_uri=_tracking(config.tracking_uri, home),
     )
 

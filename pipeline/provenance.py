@@ -15,11 +15,13 @@ FINGERPRINT_KEY = "ficoco.fingerprint"
 
 def provenance(fingerprint: str, config: Mapping[str, Any]) -> dict[str, str]:
     """Run fingerprint, reduction, model and its digest, dtype and code version, for `write_part`'s metadata."""
+    tower = config.get("text_tower_digest")
     return {
         FINGERPRINT_KEY: fingerprint,
         "ficoco.reduction": str(config.get("reduction", "")),
         "ficoco.model": redact(str(config.get("model", ""))),
         "ficoco.model_digest": str(config.get("model_digest", "")),
+        **({"ficoco.text_tower_digest": str(tower)} if tower else {}),
         "ficoco.dtype": str(config.get("dtype", "")),
         "ficoco.code_version": code_version(),
     }

@@ -5,9 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from torch import nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from reduction.shapes import ModelShape
+from reduction.text_shape import TextShape
+from reduction.text_tower import TextTower
 
 
 def shape_config(shape: ModelShape, decoder_layers: int | None = None) -> LlavaConfig:
@@ -41,27 +51,64 @@ def shape_config(shape: ModelShape, decoder_layers: int | None = None) -> LlavaC
     )
 
 
+class _Words:
+    """Stands for CLIP's tokenizer where the weights are random anyway: a token per word, between the two ends."""
+
+    def __init__(self, vocab: int) -> None:
+        self.vocab = vocab
+
+    def __len__(self) -> int:
+        return self.vocab
+
+    def __call__(self, texts: list[str], max_length: int, **how: Any) -> dict[str, list[list[int]]]:
+        start, end = self.vocab - 2, self.vocab - 1
+        return {"input_ids": [[start, *[1 for _ in text.split()][: max_length - 2], end] for text in texts]}
+
+
+def random_text_tower(shape: TextShape, device: torch.device, dtype: torch.dtype, vocab: int = 49408) -> TextTower:
+    """Return a CLIP text tower of this shape with random weights, one token per word."""
+    config = CLIPTextConfig(
+        vocab_size=vocab,
+        hidden_size=shape.width,
+        intermediate_size=shape.ffn,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        max_position_embeddings=shape.positions,
+        projection_dim=shape.projection,
+        bos_token_id=vocab - 2,
+        eos_token_id=vocab - 1,
+        pad_token_id=vocab - 1,
+    )
+    with torch.device("meta"):
+        text: Any = CLIPTextModelWithProjection(config)
+        norm, projection = nn.LayerNorm(shape.vision_width), nn.Linear(shape.vision_width, shape.projection, bias=False)
+        whole = nn.ModuleDict({"text": text, "norm": norm, "projection": projection}).to(dtype)
+    _draw(whole.to_empty(device=device), device)
+    return TextTower(text, norm, projection, _Words(vocab), shape, 100.0)
+
+
 def random_llava(config: LlavaConfig, device: torch.device, dtype: torch.dtype) -> LlavaForConditionalGeneration:
     """Return a model whose weights are allocated once, in their final type and place, and drawn there."""
     with torch.device("meta"):
         model: Any = LlavaForConditionalGeneration(config)
     model = model.to(dtype).to_empty(device=device)
-    generator = torch.Generator(device).manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            # Norms start at one and the rest small, so that activations stay finite through all layers.
-            if parameter.ndim == 1:
-                parameter.fill_(1.0)
-            else:
-                parameter.normal_(0, 0.02, generator=generator)
-        _fill_buffers(model, config, device)
+    _draw(model, device)
+    # What `to_empty` left undefined besides: rotary frequencies of the decoder.
+    llama = model.model.language_model
+    llama.rotary_emb = type(llama.rotary_emb)(config=config.text_config).to(device)
     return model.eval()
 
 
-def _fill_buffers(model: LlavaForConditionalGeneration, config: LlavaConfig, device: torch.device) -> None:
-    """Compute what `to_empty` left undefined: position ids of the tower, rotary frequencies of the decoder."""
+@torch.no_grad()
+def _draw(model: nn.Module, device: torch.device) -> None:
+    """Fill weights and position ids that are allocated and nothing more."""
+    generator = torch.Generator(device).manual_seed(0)
+    for parameter in model.parameters():
+        # Norms start at one and the rest small, so that activations stay finite through all layers.
+        if parameter.ndim == 1:
+            parameter.fill_(1.0)
+        else:
+            parameter.normal_(0, 0.02, generator=generator)
     for name, buffer in model.named_buffers():
         if name.endswith("position_ids"):
             buffer.copy_(torch.arange(buffer.shape[-1], device=device).expand_as(buffer))
-    llama = model.model.language_model
-    llama.rotary_emb = type(llama.rotary_emb)(config=config.text_config).to(device)

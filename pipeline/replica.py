@@ -18,8 +18,10 @@ from pipeline.images import Aspect, ImageTransform
 from pipeline.prompts import PromptFormat
 from pipeline.records import Answer, Rejection
 from pipeline.scoring import score
+from pipeline.text_towers import text_tower_for
 from reduction.flops import Flops, count_image, count_shared_text, count_text, kv_bytes
 from reduction.settings import Reduction
+from reduction.text_tower import TextTower
 
 MOST_ROWS = {"cpu": 16, "cuda": 64}
 SHARE_FOR_CACHE = 0.4
@@ -39,6 +41,8 @@ class ReplicaSettings:
     system_prompt: str | None = None
     metric: str = "none"
     generation: GenerationSettings = field(default_factory=GenerationSettings)
+    text_tower: str | None = None
+    """Loaded only where the reduction chooses by the question."""
 
 
 Row = tuple[tuple[int, int], Answer | Rejection, Flops]
@@ -46,23 +50,27 @@ Row = tuple[tuple[int, int], Answer | Rejection, Flops]
 
 
 class Replica:
-    """Loads the model on construction, unless it is given one that is loaded, which replicas may share.
+    """Loads the model, and the text tower that its reduction may need, on construction, unless it is given a model
+    that is loaded, which replicas may share.
 
     Raises UserError or ReductionError where that cannot work.
     """
 
-    def __init__(self, settings: ReplicaSettings, checkpoint: Checkpoint | None = None) -> None:
-        self.settings = settings
+    def __init__(
+        self, settings: ReplicaSettings, checkpoint: Checkpoint | None = None, text_tower: TextTower | None = None
+    ) -> None:
+        self.settings, reduction = settings, Reduction.parse(settings.reduction)
         self.transform = ImageTransform.from_folder(settings.model, settings.image_aspect)
         checkpoint = checkpoint or load_checkpoint(settings.model, settings.device, settings.dtype)
         self.tokenizer = checkpoint.tokenizer
         self.engine = Engine(
             checkpoint.model,
-            Reduction.parse(settings.reduction),
+            reduction,
             mean=self.transform.mean,
             std=self.transform.std,
             stop_tokens=checkpoint.stop_tokens,
             settings=settings.generation,
+            text_tower=text_tower or text_tower_for([reduction], settings.text_tower, checkpoint.model),
         )
         config = checkpoint.model.config
         room = config.text_config.max_position_embeddings - settings.generation.max_new_tokens
@@ -146,11 +154,12 @@ class Replica:
         unequal numbers of tokens share none.
         """
         shape, plan, reduction = self.engine.shape, self.engine.plan_of(generation), self.engine.reduction
-        text, prefix, new = one.prompt.text_tokens, len(self.prefix), generation.generated_tokens
+        words = len(self.prefix), one.prompt.text_tokens, generation.generated_tokens
+        read = generation.question_tokens
         image = count_image(shape, plan, reduction).shared_by(questions)
         if not shared or self.engine.plan.adaptive:
-            return image + count_text(shape, plan, prefix, text, new, reduction)
-        return image + count_shared_text(shape, plan, prefix, text, new, reduction, questions)
+            return image + count_text(shape, plan, *words, reduction, question_tokens=read)
+        return image + count_shared_text(shape, plan, *words, reduction, questions, question_tokens=read)
 
     def _fitting_rows(self) -> int:
         """Choose a batch size whose keys and values fit; running out of memory still halves it."""
@@ -167,7 +176,7 @@ class Replica:
 def _asked(batch: Sequence[Picture]) -> tuple[list[tuple[int, Asked]], list[Request]]:
     """A batch's questions, each with its picture's index, and what the engine is asked."""
     asked = [(index, one) for index, picture in enumerate(batch) for one in picture.asked]
-    return asked, [Request(index, one.prompt.suffix_ids, _name(one)) for index, one in asked]
+    return asked, [Request(index, one.prompt.suffix_ids, _name(one), one.question.text) for index, one in asked]
 
 
 def _pixels(batch: Sequence[Picture]) -> torch.Tensor:

@@ -20,11 +20,13 @@ LEAST = 1e-6
 """A dropped patch of which less than this is left went nowhere."""
 
 
-def answer_and_flow(engine: Engine, picture: npt.NDArray[np.uint8], prompt: Prompt, tokenizer: Any) -> Flow:
+def answer_and_flow(
+    engine: Engine, picture: npt.NDArray[np.uint8], prompt: Prompt, tokenizer: Any, question: str | None = None
+) -> Flow:
     """Answer one question about one picture, (side, side, 3) of uint8, and trace what became of its patches."""
     images = torch.from_numpy(picture).unsqueeze(0)
     with observe(engine.model) as trace:
-        (generation,) = engine.answer(images, prompt.prefix_ids, [Request(0, prompt.suffix_ids)])
+        (generation,) = engine.answer(images, prompt.prefix_ids, [Request(0, prompt.suffix_ids, question=question)])
     answer = str(tokenizer.decode(generation.tokens, skip_special_tokens=True)).strip()
     kept, moved = patch_moves(trace)
     return Flow(str(engine.reduction), answer, kept, moved)

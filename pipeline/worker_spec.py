@@ -32,6 +32,7 @@ def replica_settings(config: RunConfig, reduction: str) -> ReplicaSettings:
         image_aspect="crop" if config.image_aspect == "crop" else "pad",
         system_prompt=config.system_text,
         metric=config.metric,
+        text_tower=config.text_tower,
         generation=GenerationSettings(
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,

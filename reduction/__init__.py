@@ -3,7 +3,7 @@
     with reduction.install(model, "ficoco-v:64"):
         model.generate(**inputs)
 
-`Reduction` is quick to import; `install`, `encode_images` and `reduce_visual` bring torch when first used.
+`Reduction` is quick to import; the others bring torch when first used.
 """
 
 from __future__ import annotations
@@ -13,13 +13,28 @@ from typing import TYPE_CHECKING, Any
 from reduction.settings import Reduction, ReductionError
 
 if TYPE_CHECKING:
-    from reduction.installation import install
+    from reduction.installation import ask, install
     from reduction.language import reduce_visual
+    from reduction.text_checkpoint import load_text_tower
     from reduction.vision import encode_images
 
-__all__ = ["Reduction", "ReductionError", "encode_images", "install", "reduce_visual"]
+__all__ = [
+    "Reduction",
+    "ReductionError",
+    "ask",
+    "encode_images",
+    "install",
+    "load_text_tower",
+    "reduce_visual",
+]
 
-_HOMES = {"install": "installation", "encode_images": "vision", "reduce_visual": "language"}
+_HOMES = {
+    "install": "installation",
+    "ask": "installation",
+    "load_text_tower": "text_checkpoint",
+    "encode_images": "vision",
+    "reduce_visual": "language",
+}
 
 
 def __getattr__(name: str) -> Any:

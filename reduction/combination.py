@@ -1,4 +1,4 @@
-"""Which stages fit together, and why others do not."""
+"""Which stages fit together, and with a model, and why others do not."""
 
 from __future__ import annotations
 
@@ -11,22 +11,13 @@ from reduction.methods import (
     CORRELATIONS,
     FILTERS,
     FRESH,
-    IMPOSSIBLE,
     LEADS_TO,
     METHODS,
     NEEDS_WINDOWS,
     PLACES,
     Place,
 )
-
-
-def check_possible(method: str) -> None:
-    """Raises ReductionError for a method that is known and that no LLaVA checkpoint can do."""
-    if method in IMPOSSIBLE:
-        raise ReductionError(
-            f"{method} is not possible here: {IMPOSSIBLE[method]}, which a LLaVA checkpoint does not carry; "
-            "divprune is the nearest method that needs the image alone."
-        )
+from reduction.shapes import ModelShape
 
 
 def check_stages(method: str, filter_: str | None, correlate: str | None, compress: str | None) -> None:
@@ -42,8 +33,8 @@ def check_stages(method: str, filter_: str | None, correlate: str | None, compre
                 f"the {what} stage {name!r} is made for the {_names(known[name])} only, "
                 f"and {method} reduces in the {_names(METHODS[method])}."
             )
-    for row in METHODS[method].values():
-        _check_combination(filter_ or row.filter, correlate or row.correlate, compress or row.compress)
+    for place, row in METHODS[method].items():
+        _check_combination(place, filter_ or row.filter, correlate or row.correlate, compress or row.compress)
 
 
 def check_adaptive(method: str, filters: Iterable[str]) -> None:
@@ -52,20 +43,40 @@ def check_adaptive(method: str, filters: Iterable[str]) -> None:
         if name not in ADAPTIVE:
             raise ReductionError(
                 f"filter={name} of {method} keeps as many tokens as it is told to, never as many as an image needs: "
-                f"give a number, or use prumerge (filter={', '.join(ADAPTIVE)})."
+                f"give a number, or use prumerge or trim (filter={' or '.join(ADAPTIVE)})."
             )
+
+
+def check_text_tower(method: str, filter_: str, shape: ModelShape) -> None:
+    """Raises ReductionError where a filter that compares with the question finds no text tower, or none that fits."""
+    needs = f"{method} (filter={filter_}) compares the question with the image by CLIP's text tower"
+    if shape.text is None:
+        raise ReductionError(
+            f"{needs}, which a LLaVA checkpoint does not carry: give one with --text-tower (in Python text_tower=), or "
+            "take divprune, the nearest method that needs the image alone."
+        )
+    if not shape.vision.has_cls or shape.projector_in != shape.vision.width:
+        raise ReductionError(
+            f"{needs}, for which the decoder must see one layer of a CLIP's vision tower: {shape.name} has another "
+            "tower, or reads several layers."
+        )
+    if shape.text.vision_width != shape.vision.width:
+        raise ReductionError(
+            f"the text tower belongs to a vision tower of width {shape.text.vision_width}, and that of {shape.name} "
+            f"has {shape.vision.width}: give the CLIP that the model's vision tower was taken from."
+        )
 
 
 def _names(places: Iterable[Place]) -> str:
     return " and ".join(PLACES[place] for place in places)
 
 
-def _check_combination(filter_: str, correlate: str, compress: str) -> None:
+def _check_combination(place: Place, filter_: str, correlate: str, compress: str) -> None:
     if compress == "prune":
         return
     pairs = [name for name in CORRELATIONS if name != "none" and name not in LEADS_TO]
     if compress in FRESH and LEADS_TO.get(correlate) != compress:
-        fitting = next(name for name, taker in LEADS_TO.items() if taker == compress)
+        fitting = next(name for name, taker in LEADS_TO.items() if taker == compress and place in CORRELATIONS[name])
         raise ReductionError(
             f"compress={compress} makes a token out of all that are dropped, so it needs a weight for each of them, "
             f"and correlate={correlate} gives none that it can take: add correlate={fitting}."

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, NoReturn
 
@@ -15,6 +16,7 @@ from reduction.errors import ReductionError, unknown
 from reduction.schedule import plan
 from reduction.settings import Reduction
 from reduction.shapes import NAMED, ModelShape, model_shape
+from reduction.text_shape import text_shape
 
 COMMANDS = ("cost",)
 _UNITS = (("TFLOPs", 1e12), ("GFLOPs", 1e9), ("MFLOPs", 1e6))
@@ -61,6 +63,16 @@ def _parser() -> _Parser:
         help="find how many tokens each setting, given without a number, may keep: TFLOPs of the decoder's prefill",
     )
     parser.add_argument("--budget-share", metavar="SHARE", help="the same, as a share of all that dense costs: 28%%")
+    parser.add_argument(
+        "--text-tower",
+        metavar="FOLDER",
+        help="CLIP model whose text tower cdpruner and trim choose by (a named shape has CLIP ViT-L/14's)",
+    )
+    parser.add_argument(
+        "--question-tokens",
+        type=_count,
+        help="tokens of the question in that tower (default: the text behind the image, up to the tower's length)",
+    )
     parser.add_argument("--new-tokens", type=_count, default=32, help="tokens generated (default: 32)")
     return parser
 
@@ -85,18 +97,24 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def cost(
-    shape: ModelShape, reduction: Reduction, text_tokens: int, prefix_tokens: int, new_tokens: int
+    shape: ModelShape,
+    reduction: Reduction,
+    text_tokens: int,
+    prefix_tokens: int,
+    new_tokens: int,
+    question_tokens: int | None = None,
 ) -> dict[str, Any]:
     """All that follows from one setting's layer-input lengths, as it stands in the JSON line.
 
     FLOPs by part in both conventions of `reduction.flops`, the exact one with attention in full and under the causal
     mask; KV in 10^6 bytes of fp16. Where each image keeps as many tokens as it needs, it is the most that one can cost.
-    `text_tokens` is all text, `prefix_tokens` those of them before the image.
+    `text_tokens` is all text, `prefix_tokens` those of them before the image, `question_tokens` the text tower's.
     Raises ReductionError where the setting does not fit the shape.
     """
     schedule = plan(reduction, shape)
     words = prefix_tokens, text_tokens, new_tokens
-    parts = flops.count(shape, schedule, *words, reduction)
+    parts = flops.count(shape, schedule, *words, reduction, question_tokens=question_tokens)
+    causal = flops.count(shape, schedule, *words, reduction, causal=True, question_tokens=question_tokens)
     viewer = flops.llm_viewer(shape, schedule, text_tokens, new_tokens)
     lengths = schedule.decoder_lengths(text_tokens)
     return {
@@ -110,7 +128,7 @@ def cost(
         "kv_megabytes_at_end": flops.kv_bytes(shape, schedule, text_tokens, new_tokens) / 1e6,
         "flops": parts.parts(),
         "flops_total": parts.total,
-        "flops_causal": flops.count(shape, schedule, *words, reduction, causal=True).parts(),
+        "flops_causal": causal.parts(),
         "flops_llm_viewer": viewer.parts(),
         "adaptive": schedule.adaptive,
         "visual_tokens_left": schedule.visual_tokens_left,
@@ -160,16 +178,18 @@ def _figures(parsed: argparse.Namespace, text: str, shape: ModelShape) -> dict[s
     words = parsed.text_tokens, parsed.prefix_tokens, parsed.new_tokens
     budget = parse_budget(parsed.budget_tflops, parsed.budget_share)
     if budget is None or text == "dense":
-        return cost(shape, Reduction.parse(text), *words)
+        return cost(shape, Reduction.parse(text), *words, parsed.question_tokens)
     solved: Solution = solve(Reduction.parse(text, sized=False), shape, *budget, Request(*words))
     reached = {"unit": solved.unit, "asked": solved.asked, "reached": solved.reached}
-    return {**cost(shape, solved.reduction, *words), "budget": reached}
+    return {**cost(shape, solved.reduction, *words, parsed.question_tokens), "budget": reached}
 
 
 def _run(arguments: Sequence[str]) -> None:
     parsed = _parse(arguments)
     texts = parsed.reduction or ["dense"]
     shape = model_shape(parsed.model_shape)
+    if parsed.text_tower:
+        shape = replace(shape, text=text_shape(parsed.text_tower))
     results = [_figures(parsed, text, shape) for text in texts]
     for figures in results:
         print(table(figures), end="\n\n")

@@ -65,6 +65,12 @@ def drop_highest(scores: Float[Tensor, "b n"], n_drop: int) -> Partition:
     return Partition(order[:, n_drop:].sort(dim=1).values, order[:, :n_drop])
 
 
+def count_outliers(weights: Float[Tensor, "b n"]) -> Int[Tensor, " b"]:
+    """How many of a row's weights lie above Q3 + 1.5 (Q3 - Q1), Q1 and Q3 its own quartiles; 1 at least."""
+    low, high = weights.quantile(weights.new_tensor([0.25, 0.75]), dim=1)
+    return (weights > (high + 1.5 * (high - low)).unsqueeze(1)).sum(1).clamp_min(1)
+
+
 def keep_set(kept: Int[Tensor, "b k"], count: int) -> Partition:
     """The partition of `count` tokens that keeps a given set, for filters that choose one without scores."""
     stays = torch.zeros(len(kept), count, dtype=torch.uint8, device=kept.device).scatter(1, kept, 1)

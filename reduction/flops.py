@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 
-from reduction.overhead import image_terms, language_terms
+from reduction.overhead import image_terms, language_terms, question_terms
 from reduction.schedule import Plan
 from reduction.settings import Reduction
 from reduction.shapes import DecoderShape, ModelShape
@@ -160,15 +160,22 @@ def count_text(
     reduction: Reduction,
     *,
     causal: bool = False,
+    question_tokens: int | None = None,
 ) -> Flops:
-    """What one question costs in the decoder: prefill, decode and the reduction in the decoder."""
+    """What one question costs: prefill, decode, the reduction in the decoder, and choosing by the question.
+
+    `question_tokens` is what CLIP's text tower reads; None: as many as the decoder reads after the image, up to the
+    tower's length. It reads them in full even where `causal` counts the decoder's pairs.
+    """
     if not 0 <= prefix_tokens <= text_tokens:
         raise ValueError(f"prefix_tokens {prefix_tokens} must lie between 0 and text_tokens {text_tokens}.")
     after_image = text_tokens - prefix_tokens
+    language = language_terms(shape, plan, prefix_tokens, after_image, reduction)
+    choosing = question_terms(shape, plan, reduction, after_image if question_tokens is None else question_tokens)
     return Flops(
         prefill=float(sum(prefill(shape, plan, text_tokens, causal=causal).values())),
         decode=float(sum(decode(shape, plan, text_tokens, new_tokens).values())),
-        reduction=float(sum(language_terms(shape, plan, prefix_tokens, after_image, reduction).values())),
+        reduction=float(sum(language.values()) + sum(choosing.values())),
     )
 
 
@@ -181,11 +188,14 @@ def count_shared_text(
     new_tokens: int,
     reduction: Reduction,
     questions: int,
+    *,
+    question_tokens: int | None = None,
 ) -> Flops:
     """What one of an image's `questions` costs in the decoder where they share its prefix, with its part of that."""
     own = prefill_suffix(shape, plan, prefix_tokens, text_tokens - prefix_tokens)
     shared = prefill_prefix(shape, plan, prefix_tokens)
-    alone = count_text(shape, plan, prefix_tokens, text_tokens, new_tokens, reduction)
+    words = prefix_tokens, text_tokens, new_tokens
+    alone = count_text(shape, plan, *words, reduction, question_tokens=question_tokens)
     return replace(alone, prefill=sum(own.values()) + sum(shared.values()) / questions)
 
 
@@ -198,6 +208,7 @@ def count(
     reduction: Reduction,
     *,
     causal: bool = False,
+    question_tokens: int | None = None,
 ) -> Flops:
     """Exact FLOPs of one request with its own image.
 
@@ -205,7 +216,14 @@ def count(
     the tokens generated. Raises ValueError when the prefix is longer than the text.
     """
     return count_image(shape, plan, reduction) + count_text(
-        shape, plan, prefix_tokens, text_tokens, new_tokens, reduction, causal=causal
+        shape,
+        plan,
+        prefix_tokens,
+        text_tokens,
+        new_tokens,
+        reduction,
+        causal=causal,
+        question_tokens=question_tokens,
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,19 +19,26 @@ from reduction.layout import Layout
 from reduction.schedule import Plan, plan
 from reduction.settings import Reduction, ReductionError
 from reduction.shapes import from_config
+from reduction.tensors import Float
+from reduction.text_checkpoint import load_text_tower
+from reduction.text_tower import Asked, TextTower
 from reduction.vision import encode_images, real_tokens
 
 _UNSUPPORTED = ("output_hidden_states", "output_attentions", "mm_encoder_outputs", "image_sizes")
 
 
 @contextmanager
-def install(model: LlavaForConditionalGeneration, reduction: Reduction | str) -> Iterator[Plan]:
+def install(
+    model: LlavaForConditionalGeneration, reduction: Reduction | str, *, text_tower: TextTower | str | None = None
+) -> Iterator[Plan]:
     """Reduces visual tokens in every forward pass of `model` inside the `with` block; gives the plan.
 
     `forward` and `generate` take what the processor makes, all image placeholders included, and return the usual
     shapes: one image per row, rows padded on either side. Logits at a dropped token's position are those of the last
     token before it that is left. Only the prompt is reduced, in the pass that carries `pixel_values`; without a cache
     that is every pass, with all text so far as the question. A reduction that drops nothing changes nothing.
+    Methods that choose by the question need CLIP's text tower, loaded or as hub id or folder, and the questions as
+    text: `ask` them before each batch.
     Raises ReductionError where the model or, later, an input cannot be reduced.
     """
     if not isinstance(model, LlavaForConditionalGeneration):
@@ -38,13 +47,17 @@ def install(model: LlavaForConditionalGeneration, reduction: Reduction | str) ->
         )
     if isinstance(reduction, str):
         reduction = Reduction.parse(reduction)
-    chosen = plan(reduction, from_config(model.config))
+    tower = None
+    if reduction.by_question and text_tower is not None:
+        weight = model.lm_head.weight
+        tower = load_text_tower(text_tower, weight.device, weight.dtype) if isinstance(text_tower, str) else text_tower
+    chosen = plan(reduction, from_config(model.config, text_tower=tower.shape if tower else None))
     attention = model.model.language_model.config._attn_implementation
     if attention not in ("sdpa", "eager"):
         raise ReductionError(f"the model attends with {attention!r}: load it with attn_implementation='sdpa'.")
     with ExitStack() as stack:
         if chosen.reduces:
-            forward = ReducedForward(model.model, chosen, reduction)
+            forward = ReducedForward(model.model, chosen, reduction, tower)
             stack.enter_context(_replaced(model.model, "forward", forward))
             # generate would encode the images ahead, and count their features against the placeholders.
             stack.enter_context(_replaced(model, "_maybe_prepare_encoder_kwargs_for_generation", _keep_pixels))
@@ -70,11 +83,36 @@ def _replaced(module: nn.Module, name: str, value: Any) -> Iterator[None]:
             own[name] = before
 
 
+def ask(model: LlavaForConditionalGeneration, texts: Sequence[str]) -> None:
+    """Says which questions the next batch asks, one for each row, inside `install`'s block.
+
+    They hold for the `pixel_values` that come next, through every pass of one `generate`, and for no others: another
+    batch must be asked anew. Reductions that know the image alone, or read the prompt, have no use for them.
+    Raises ReductionError where no reduction is installed.
+    """
+    forward = vars(model.model).get("forward")
+    if not isinstance(forward, ReducedForward):
+        raise ReductionError("no reduction is installed that could be asked: call ask inside install's block.")
+    if isinstance(texts, str):
+        texts = [texts]
+    forward.questions = Questions(forward.tower.embed(texts), None) if forward.tower else None
+
+
+@dataclass
+class Questions:
+    """What `ask` was given."""
+
+    texts: Float[Tensor, "q p"]
+    pixels: weakref.ref[Tensor] | None
+    """The images that they were first used with."""
+
+
 class ReducedForward:
     """Stands in for `LlavaModel.forward`."""
 
-    def __init__(self, core: Any, plan: Plan, reduction: Reduction) -> None:
-        self.core, self.plan, self.reduction = core, plan, reduction
+    def __init__(self, core: Any, plan: Plan, reduction: Reduction, tower: TextTower | None = None) -> None:
+        self.core, self.plan, self.reduction, self.tower = core, plan, reduction, tower
+        self.questions: Questions | None = None
 
     def __call__(
         self,
@@ -129,6 +167,23 @@ class ReducedForward:
         real = torch.ones_like(placeholders) if attention_mask is None else attention_mask.bool()
         return Layout.of(placeholders & real, real, self.plan.full_visual_tokens)
 
+    def _asked(self, pixel_values: Tensor) -> Asked | None:
+        if not self.plan.by_question or self.tower is None:
+            return None
+        asked = self.questions
+        if asked is None or (asked.pixels is not None and asked.pixels() is not pixel_values):
+            raise ReductionError(
+                f"{self.reduction} chooses by the questions, and these images come without: call "
+                "reduction.ask(model, texts) before each batch, with one text for each row."
+            )
+        if len(asked.texts) != len(pixel_values):
+            raise ReductionError(
+                f"{len(asked.texts)} questions were asked for {len(pixel_values)} rows: give reduction.ask one text "
+                "for each row (under beam search, each as often as there are beams)."
+            )
+        asked.pixels = weakref.ref(pixel_values)
+        return Asked(self.tower, asked.texts)
+
     def _prefill(
         self,
         input_ids: Tensor | None,
@@ -151,7 +206,8 @@ class ReducedForward:
             )
             position_ids = (real.cumsum(1) - 1).clamp_min(0)
         position_ids = position_ids.expand(len(embeds), -1)
-        features, kept = encode_images(self.core, pixel_values, self.plan, self.reduction)
+        asked = self._asked(pixel_values)
+        features, kept = encode_images(self.core, pixel_values, self.plan, self.reduction, asked)
         decoder = self.core.language_model
         lengths = self.plan.decoder_visual_lengths
         if self.plan.adaptive:

@@ -71,6 +71,13 @@ def cosine(view: View, split: Partition, reduction: Reduction) -> Float[Tensor, 
     return from_scores(scores)
 
 
+def equal(view: View, split: Partition, reduction: Reduction) -> Float[Tensor, "b s 1"]:
+    """The same share of every dropped token: the one token made of them is their mean (TRIM)."""
+    batch, count = split.dropped.shape
+    dtype = torch.promote_types(view.states.dtype, torch.float32)
+    return torch.full((batch, count, 1), 1 / max(1, count), dtype=dtype, device=split.dropped.device)
+
+
 def importance(view: View, split: Partition, reduction: Reduction) -> Float[Tensor, "b s 1"]:
     """What each dropped token gives to the one token that stands for all of them: its importance (EViT)."""
     return view.importance.gather(1, split.dropped).unsqueeze(-1)

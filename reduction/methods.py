@@ -42,6 +42,8 @@ FILTERS: dict[str, Bound] = {
     "bipartite": _everywhere("matching:bipartite"),
     "dominant": {"vision": "matching:dominant", "language": "matching:dominant"},
     "max_min": _everywhere("diversity:max_min"),
+    "conditional_dpp": {"projector": "diversity:conditional_dpp"},
+    "text_relevance": {"projector": "relevance:most_relevant"},
     "important_and_diverse": {
         "vision": "diversity:important_and_diverse",
         "language": "diversity:important_and_diverse",
@@ -57,6 +59,7 @@ CORRELATIONS: dict[str, Bound] = {
     "nearest": {"vision": "prumerge:nearest_and_all"},
     "importance": {"vision": "matching:importance", "language": "matching:importance"},
     "clusters": {"language": "clusters:clusters"},
+    "equal": _everywhere("matching:equal"),
 }
 
 COMPRESSIONS: dict[str, Bound] = {
@@ -69,7 +72,7 @@ COMPRESSIONS: dict[str, Bound] = {
     "prune": _everywhere(""),
 }
 
-LEADS_TO: dict[str, str] = {"importance": "fuse", "nearest": "add", "clusters": "recycle"}
+LEADS_TO: dict[str, str] = {"importance": "fuse", "equal": "fuse", "nearest": "add", "clusters": "recycle"}
 """Correlations that lead to tokens made anew -> the one compress stage that takes them; others lead to kept tokens."""
 NEEDS_WINDOWS = ("windows", "window")
 """This filter alone keeps a token in each window, which this correlation leads to."""
@@ -106,7 +109,11 @@ def tokens_dropped(compress: str, fewer: int) -> int:
 
 HALVING = ("bipartite",)
 """Filters that drop at most half of the tokens in a layer."""
-ADAPTIVE: dict[str, str] = {"cls_one_head": "prumerge:outliers"}
+BY_QUESTION = {"conditional_dpp", "text_relevance"}
+"""Filters that compare the tokens with the question, by CLIP's text tower: each question keeps its own."""
+BY_CLS = ("importance", "nearest")
+"""Correlations that in the encoder weigh patches by the attention of the CLS token."""
+ADAPTIVE: dict[str, str] = {"cls_one_head": "prumerge:outliers", "text_relevance": "relevance:outliers"}
 """Filters that can decide for each image how many tokens stay -> what counts them."""
 REORDERS = (*HALVING, "fuse", "add")
 """Stages whose tokens are put back in raster order where the place is left. Recycled ones stand behind the kept."""
@@ -174,10 +181,6 @@ METHODS: dict[str, dict[Place, Stages]] = {
     "hired": {"vision": Stages("cls", schedule=Schedule(-1, 1))},
     "vispruner": {"vision": Stages("important_and_diverse", schedule=_LAST)},
     "divprune": {"projector": Stages("max_min")},
+    "cdpruner": {"projector": Stages("conditional_dpp")},
+    "trim": {"projector": Stages("text_relevance", "equal", "fuse")},
 }
-
-IMPOSSIBLE = {
-    "cdpruner": "it compares the question with the image by CLIP's text tower",
-    "trim": "it compares the question with the image by CLIP's text tower",
-}
-"""Methods that a LLaVA checkpoint cannot do -> why."""

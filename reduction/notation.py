@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from reduction.combination import check_possible
 from reduction.errors import ReductionError, unknown
 from reduction.methods import METHODS
 
@@ -22,7 +21,6 @@ def parse_values(text: str, types: Mapping[str, Any], *, sized: bool = True) -> 
     """
     head, *options = (part.strip() for part in text.split(","))
     method, _, keep = head.partition(":")
-    check_possible(method)
     if method not in METHODS:
         raise unknown("reduction", method, METHODS)
     if not keep:

@@ -15,6 +15,7 @@ from reduction.schedule import Plan
 from reduction.settings import Reduction
 from reduction.shapes import DecoderShape, ModelShape
 from reduction.stage_costs import Sizes, shared_terms
+from reduction.text_shape import TextShape
 
 
 def _vision_filter(n: int, keys: int, w: int, has_cls: bool, reduction: Reduction) -> int:
@@ -47,9 +48,44 @@ def projector_terms(shape: ModelShape, plan: Plan, reduction: Reduction) -> dict
     """FLOPs of each stage at the projector's output; none where nothing is dropped there."""
     if not plan.projector_drop:
         return {}
+    if plan.by_question:
+        return _asked_image(shape, plan, reduction)
+    return _projector_stages(shape, plan, reduction)
+
+
+def _projector_stages(shape: ModelShape, plan: Plan, reduction: Reduction) -> dict[str, int]:
     stages, width = reduction.stages("projector"), shape.decoder.width
     s = tokens_dropped(stages[2], plan.projector_drop)
     return shared_terms(stages, Sizes(plan.projector_tokens, s, 0, width, width, 0))
+
+
+def _asked_image(shape: ModelShape, plan: Plan, reduction: Reduction) -> dict[str, int]:
+    """What questions about an image share: its patches in CLIP's common space, and their likeness."""
+    assert shape.text is not None  # the plan says so
+    n, filter_ = plan.projector_tokens, reduction.stages("projector")[0]
+    likeness = 2 * n * n * shape.decoder.width if filter_ == "conditional_dpp" else 0
+    return {"patches": 2 * n * shape.vision.width * shape.text.projection, "likeness": likeness}
+
+
+def text_tower(shape: TextShape, tokens: int) -> dict[str, int]:
+    """FLOPs of CLIP's text tower on one question, by kind of operation; only its end is projected."""
+    d, layers = shape.width, shape.layers
+    return {
+        "projections": layers * 8 * tokens * d * d,
+        "attention": layers * 4 * tokens * tokens * d,
+        "ffn": layers * 4 * tokens * d * shape.ffn,
+        "text projection": 2 * d * shape.projection,
+    }
+
+
+def question_terms(shape: ModelShape, plan: Plan, reduction: Reduction, tokens: int) -> dict[str, int]:
+    """FLOPs of choosing by one question of `tokens`, cut to the text tower's length; none where the plan does not."""
+    if not plan.by_question or shape.text is None:
+        return {}
+    terms = Counter(_projector_stages(shape, plan, reduction))
+    terms["relevance"] += 2 * plan.projector_tokens * shape.text.projection
+    terms["text tower"] += sum(text_tower(shape.text, min(tokens, shape.text.positions)).values())
+    return dict(terms)
 
 
 def image_terms(shape: ModelShape, plan: Plan, reduction: Reduction) -> dict[str, int]:

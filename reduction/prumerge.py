@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reduction.attention import raw_scores, take
 from reduction.compress import Merged, Sizes
-from reduction.filter import Partition, drop_highest
+from reduction.filter import Partition, count_outliers, drop_highest
 from reduction.matching import unit
 from reduction.patches import Patches
 from reduction.settings import Reduction, ReductionError
@@ -28,11 +28,9 @@ def _attention(patches: Patches) -> Float[Tensor, "b n"]:
     return scores.softmax(-1)[:, 0, 1:]
 
 
-def outliers(patches: Patches) -> Int[Tensor, " b"]:
+def outliers(patches: Patches, reduction: Reduction) -> Int[Tensor, " b"]:
     """How many patches get attention above Q3 + 1.5 (Q3 - Q1), Q1 and Q3 the image's own quartiles; 1 at least."""
-    attention = _attention(patches)
-    low, high = attention.quantile(attention.new_tensor([0.25, 0.75]), dim=1)
-    return (attention > (high + 1.5 * (high - low)).unsqueeze(1)).sum(1).clamp_min(1)
+    return count_outliers(_attention(patches))
 
 
 def most_attended(patches: Patches, n_drop: int, reduction: Reduction) -> Partition:

@@ -13,9 +13,10 @@ from functools import lru_cache
 from itertools import pairwise
 from math import isqrt
 
+from reduction.combination import check_text_tower
 from reduction.drops import by_counts, counts_for, even, geometric, lengths
 from reduction.errors import ReductionError
-from reduction.methods import FRESH, HALVING, NEEDS_WINDOWS, Place, tokens_dropped, tokens_fewer
+from reduction.methods import BY_CLS, FRESH, HALVING, NEEDS_WINDOWS, Place, tokens_dropped, tokens_fewer
 from reduction.settings import Reduction
 from reduction.shapes import ModelShape, VisionShape
 
@@ -44,6 +45,8 @@ class Plan:
     """The same of the decoder's layers."""
     adaptive: bool = False
     """Each image keeps as many tokens as it needs: lengths behind the drop are the most there can be."""
+    by_question: bool = False
+    """Each question keeps its own tokens of the projector's output, so questions share no keys of their image."""
     decoder_by_next: bool = False
     """The decoder drops by the queries and keys of the layer after the one that drops."""
 
@@ -68,6 +71,8 @@ class Plan:
     @property
     def first_decoder_drop(self) -> int:
         """The decoder layer up to which an image's questions have its keys in common; the number of layers: in all."""
+        if self.by_question:
+            return 0
         return next((layer for layer, drop in enumerate(self.decoder_drops) if drop), len(self.decoder_drops))
 
     @property
@@ -100,11 +105,14 @@ def _kept(reduction: Reduction, vision: VisionShape) -> int:
     """Visual tokens left; the most there can be where that is decided for each image."""
     if not reduction.adaptive:
         return kept_tokens(reduction.keep, vision.visual_tokens)
-    dropped = vision.patches - most_outliers(vision.patches)
-    return vision.visual_tokens - tokens_fewer(reduction.stages("vision")[2], dropped)
+    place = reduction.places[0]
+    total = vision.visual_tokens if place == "projector" else vision.patches
+    return vision.visual_tokens - tokens_fewer(reduction.stages(place)[2], total - most_outliers(total))
 
 
 def _check_adaptive(plan: Plan) -> None:
+    if plan.projector_drop:
+        return
     reducing = [layer for layer, drop in enumerate(plan.vision_drops) if drop]
     if not plan.vision_after_mlp or reducing != [len(plan.vision_drops) - 1]:
         raise ReductionError(
@@ -203,9 +211,10 @@ def _vision_drops(reduction: Reduction, shape: ModelShape, drop: int) -> tuple[i
     drops = _layer_drops(reduction, "vision", vision.patches, drop, vision.layers, vision.layers_run)
     if any(drops):
         _check_drops(reduction, "vision", lengths(vision.patches, drops))
-        if reduction.stages("vision")[2] in FRESH and not vision.has_cls:
+        _, correlate, compress = reduction.stages("vision")
+        if compress in FRESH and correlate in BY_CLS and not vision.has_cls:
             raise ReductionError(
-                f"compress={reduction.stages('vision')[2]} weighs patches by the attention of the CLS token, "
+                f"compress={compress} weighs patches by the attention of the CLS token, "
                 "and this model's tower has none: use compress=prune."
             )
     return drops
@@ -220,6 +229,8 @@ def plan(reduction: Reduction, shape: ModelShape) -> Plan:
     of the encoder and 4 of the decoder. FiCoCo-VL gives `split` of the drop, rounded, to the encoder.
     Raises ReductionError where the model has fewer tokens or layers than asked for, or a stage cannot do it.
     """
+    if reduction.by_question:
+        check_text_tower(reduction.method, reduction.stages("projector")[0], shape)
     total = shape.vision.visual_tokens
     drop = total - _kept(reduction, shape.vision) if reduction.places else 0
     share = _split_drop(reduction, drop)
@@ -247,6 +258,7 @@ def plan(reduction: Reduction, shape: ModelShape) -> Plan:
         decoder_after_mlp=any(decoder_drops) and reduction.schedule("language").after_mlp,
         decoder_by_next=any(decoder_drops) and reduction.schedule("language").by_next,
         adaptive=reduction.adaptive,
+        by_question=projector_drop > 0 and reduction.by_question,
     )
     if reduction.adaptive:
         _check_adaptive(chosen)

@@ -9,9 +9,9 @@ from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from typing import Any, Literal, get_args, get_type_hints
 
-from reduction.combination import check_adaptive, check_possible, check_stages
+from reduction.combination import check_adaptive, check_stages
 from reduction.errors import ReductionError, unknown
-from reduction.methods import METHODS, Place, Schedule
+from reduction.methods import BY_QUESTION, METHODS, Place, Schedule
 from reduction.notation import ADAPTIVE, check_keep, parse_values, show
 
 __all__ = ["Reduction", "ReductionError", "option_types"]
@@ -87,9 +87,10 @@ class Reduction:
     """`dominant` filter: share of the tokens left that are contextual (10 of 64)."""
     important_share: float = 0.5
     """`important_and_diverse` filter: share of the tokens left that are chosen by importance."""
+    relevance: Literal["negated", "plain"] = "negated"
+    """Filters that compare tokens with the question: which end of CLIP's similarity counts as relevant."""
 
     def __post_init__(self) -> None:
-        check_possible(self.method)
         if self.method not in METHODS:
             raise unknown("reduction", self.method, METHODS)
         if self.method == "dense" and self.keep is not None:
@@ -126,6 +127,11 @@ class Reduction:
     def adaptive(self) -> bool:
         """How many tokens stay is decided for each image."""
         return self.keep == ADAPTIVE
+
+    @property
+    def by_question(self) -> bool:
+        """What stays depends on the question's text, by CLIP's text tower."""
+        return any(self.stages(place)[0] in BY_QUESTION for place in self.places)
 
     @property
     def places(self) -> tuple[Place, ...]:

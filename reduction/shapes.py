@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reduction.errors import ReductionError
+from reduction.text_shape import CLIP_L_TEXT, TextShape, read_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +62,15 @@ class DecoderShape:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """One LLaVA model: tower, two-layer projector, decoder."""
+    """One LLaVA model: tower, two-layer projector, decoder, and a text tower where one is given beside it."""
 
     name: str
     vision: VisionShape
     projector_in: int
     """Width of the features: the tower's width times the number of feature layers."""
     decoder: DecoderShape
+    text: TextShape | None = None
+    """Of CLIP; a LLaVA checkpoint does not carry it."""
 
 
 _CLIP_L_336 = VisionShape(layers=24, layers_run=23, width=1024, ffn=4096, heads=16, patch=14, image=336)
@@ -78,12 +81,14 @@ NAMED: dict[str, ModelShape] = {
         vision=_CLIP_L_336,
         projector_in=1024,
         decoder=DecoderShape(layers=32, width=4096, ffn=11008, heads=32, kv_heads=32, head_dim=128, vocab=32064),
+        text=CLIP_L_TEXT,
     ),
     "llava-1.5-13b": ModelShape(
         name="llava-1.5-13b",
         vision=_CLIP_L_336,
         projector_in=1024,
         decoder=DecoderShape(layers=40, width=5120, ffn=13824, heads=40, kv_heads=40, head_dim=128, vocab=32064),
+        text=CLIP_L_TEXT,
     ),
 }
 
@@ -154,8 +159,9 @@ def _check_sizes(part: VisionShape | DecoderShape, what: str) -> None:
         raise ReductionError(f"the tower's patches of {part.patch} pixels are larger than its image of {part.image}.")
 
 
-def from_config(config: Any, name: str = "") -> ModelShape:
-    """The shape of a `transformers.LlavaConfig` (typed loosely: importing transformers takes seconds).
+def from_config(config: Any, name: str = "", text_tower: TextShape | None = None) -> ModelShape:
+    """The shape of a `transformers.LlavaConfig` (typed loosely: importing transformers takes seconds), with the text
+    tower that stands beside it.
 
     Raises ReductionError for a tower or decoder whose operations are not the ones counted here.
     """
@@ -172,6 +178,7 @@ def from_config(config: Any, name: str = "") -> ModelShape:
         vision=vision,
         projector_in=vision.width * len(_feature_layers(config)),
         decoder=decoder,
+        text=text_tower,
     )
 
 
@@ -182,16 +189,7 @@ def from_folder(folder: str | Path) -> ModelShape:
         raise ReductionError(
             f"no model shape at {str(folder)!r}: give one of {', '.join(NAMED)}, or a folder with a config.json."
         )
-    # These take seconds to import: only where a folder is read.
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-    except (ValueError, OSError, KeyError, TypeError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ReductionError(f"cannot read {path / 'config.json'}: {reason}") from error
-    return from_config(config, name=path.resolve().name)
+    return from_config(read_config(str(path), f"cannot read {path / 'config.json'}"), name=path.resolve().name)
 
 
 def model_shape(name_or_folder: str) -> ModelShape:

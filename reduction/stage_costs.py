@@ -45,6 +45,8 @@ FILTER_FLOPS: dict[str, Callable[[Sizes], int]] = {
     "bipartite": _bipartite,
     "max_min": _pairs,
     "important_and_diverse": _pairs,
+    # A step's row against the rows of all before it.
+    "conditional_dpp": lambda sizes: sizes.n * (sizes.n - sizes.s) * (sizes.n - sizes.s - 1),
     # Four pivots each of image and text, one after the other compared with all visual tokens.
     "unlike_pivots": lambda sizes: 2 * (min(4, sizes.n - sizes.s) + 4) * sizes.n * sizes.width,
     "cls_one_head": lambda sizes: sizes.importance,

@@ -74,7 +74,7 @@ def _row_by_row(
     The one place that waits for the host: how large the result is depends on the pictures.
     """
     filter_, _, compress = reduction.stages(view.place)
-    counts: Tensor = imported(ADAPTIVE[filter_])(view)
+    counts: Tensor = imported(ADAPTIVE[filter_])(view, reduction)
     total = states.shape[1] - view.first
     left = []
     for row, count in enumerate(counts.tolist()):

@@ -6,7 +6,7 @@ Shapes: b batch, n visual tokens, w width, e width of the keys that tokens are c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,28 @@ class Features(View):
     @property
     def metric(self) -> Float[Tensor, "b n w"]:
         return self.states
+
+
+@dataclass
+class AskedFeatures(Features):
+    """The visual tokens at the projector's output, once for every question: row b belongs to question b."""
+
+    relevance: Float[Tensor, "b n"] = field(kw_only=True)
+    """Cosine between the question and each token in CLIP's common space."""
+    logit_scale: float = field(kw_only=True)
+    """What CLIP multiplies cosines by before a softmax."""
+    images: Float[Tensor, "i n w"] = field(kw_only=True)
+    """The same tokens once for every image."""
+    image: Int[Tensor, " b"] | None = field(kw_only=True)
+    """The image that each question is about; None: the one of its own number."""
+
+    def row(self, index: int) -> AskedFeatures:
+        """One question of the batch."""
+        one = slice(index, index + 1)
+        states = self.states[one]
+        return AskedFeatures(
+            states, self.grid, relevance=self.relevance[one], logit_scale=self.logit_scale, images=states, image=None
+        )
 
 
 def head_mean(keys: Float[Tensor, "b n w"], heads: int) -> Float[Tensor, "b n e"]:

@@ -19,6 +19,7 @@ from reduction.schedule import Plan
 from reduction.settings import Reduction, ReductionError
 from reduction.stages import Reduced, reduce_tokens, reorders, sort_raster
 from reduction.tensors import Bool, Float, Int
+from reduction.text_tower import Asked
 from reduction.views import Features
 
 
@@ -103,12 +104,15 @@ def _plain_layer(layer: Any, hidden: Float[Tensor, "b t w"]) -> Float[Tensor, "b
 
 def _dropped(run: _Run, patches: Patches, n_drop: int, reduction: Reduction) -> _Run:
     left = reduce_patches(run.hidden, patches, n_drop, reduction, run.sizes)
-    cells = run.cells.gather(1, left.kept)
-    if left.counts is not None:
-        # One past the last cell: padding sorts behind all real tokens.
-        place = torch.arange(cells.shape[1], device=cells.device)
-        cells = cells.masked_fill(place >= left.counts.unsqueeze(1), patches.grid**2)
-    return _Run(left.states, cells, left.sizes)
+    return _Run(left.states, _padded(run.cells.gather(1, left.kept), left, patches.grid**2), left.sizes)
+
+
+def _padded(cells: Int[Tensor, "b k"], left: Reduced, past: int) -> Int[Tensor, "b k"]:
+    """The tokens' places, with one past the last for padding: there it sorts behind all real tokens."""
+    if left.counts is None:
+        return cells
+    place = torch.arange(cells.shape[1], device=cells.device)
+    return cells.masked_fill(place >= left.counts.unsqueeze(1), past)
 
 
 def feature_layers(model: nn.Module) -> list[int]:
@@ -154,14 +158,19 @@ def _in_raster_order(run: _Run) -> _Run:
 
 
 def encode_images(
-    model: nn.Module, pixel_values: Float[Tensor, "b 3 rows columns"], plan: Plan, reduction: Reduction
-) -> tuple[Float[Tensor, "b t d"], Int[Tensor, "b t"]]:
+    model: nn.Module,
+    pixel_values: Float[Tensor, "b 3 rows columns"],
+    plan: Plan,
+    reduction: Reduction,
+    asked: Asked | None = None,
+) -> tuple[Float[Tensor, "q t d"], Int[Tensor, "q t"]]:
     """Projected features of the visual tokens left, and the index each had among the unreduced visual tokens.
 
     `pixel_values` are normalised. With `vision_feature_select_strategy="default"` the visual tokens are the patches in
     raster order; with "full" CLS is visual token 0 and patch i is token i + 1. Where each image keeps as many as it
     needs, rows are padded to the longest by tokens whose index is one past the last (`real_tokens`). No drops: Hugging
-    Face's features, bit for bit. Raises ReductionError where a reduced tower is read at several layers.
+    Face's features, bit for bit. A row per image, or where the plan is `by_question` per question of `asked`.
+    Raises ReductionError where a reduced tower is read at several layers, or questions are needed and not given.
     """
     core: Any = getattr(model, "model", model)
     states, cells = run_tower(model, pixel_values, plan, reduction)
@@ -170,7 +179,13 @@ def encode_images(
     elif tower_parts(model).has_cls:
         cells = torch.cat([torch.zeros_like(cells[:, :1]), cells + 1], dim=1)
     features = core.multi_modal_projector(states[0] if len(states) == 1 else torch.cat(states, dim=-1))
-    return reduce_features(features, cells, tower_parts(model).grid, plan, reduction)
+    view = Features(features, tower_parts(model).grid)
+    if plan.by_question:
+        if asked is None:
+            raise ReductionError(f"{reduction} chooses by the question, and none was given with the images.")
+        view = asked.view(view, states[0])
+        cells = cells[:1].expand(len(view.states), -1)
+    return reduce_features(view, cells, plan, reduction)
 
 
 def real_tokens(kept: Int[Tensor, "b t"], full: int) -> Bool[Tensor, "b t"]:
@@ -179,13 +194,13 @@ def real_tokens(kept: Int[Tensor, "b t"], full: int) -> Bool[Tensor, "b t"]:
 
 
 def reduce_features(
-    features: Float[Tensor, "b t d"], cells: Int[Tensor, "b t"], grid: int, plan: Plan, reduction: Reduction
+    view: Features, cells: Int[Tensor, "b t"], plan: Plan, reduction: Reduction
 ) -> tuple[Float[Tensor, "b u d"], Int[Tensor, "b u"]]:
     """The reduction at the projector's output, where the plan has one."""
     if not plan.projector_drop:
-        return features, cells
-    left = reduce_tokens(Features(features, grid), features, plan.projector_drop, reduction)
-    cells = cells.gather(1, left.kept)
+        return view.states, cells
+    left = reduce_tokens(view, view.states, plan.projector_drop, reduction)
+    cells = _padded(cells.gather(1, left.kept), left, plan.full_visual_tokens)
     if reorders(reduction.stages("projector")):
         left = sort_raster(left, cells)
         cells = cells.sort(dim=1).values

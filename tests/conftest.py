@@ -19,7 +19,7 @@ CHECKED = (
         "layout",
         "matching",
     ),
-    *("patches", "pivots", "prumerge", "selection", "stages", "views", "vision"),
+    *("patches", "pivots", "prumerge", "relevance", "selection", "stages", "text_tower", "views", "vision"),
 )
 """The modules of `reduction` that take tensors; the others check their values themselves, with better sentences."""
 

@@ -69,7 +69,7 @@ class ChoosingEngine(Engine):
         self.plan = replace(self.plan, decoder_visual_lengths=lengths, visual_tokens=count, visual_tokens_left=count)
         self.decoder = Decoder(self.model, self.plan, self.reduction, self.shape.vision.visual_tokens)
 
-    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, images: Tensor, asked: Any = None) -> tuple[Tensor, Tensor]:
         features, _ = super().encode(images)
         index = self.chosen.unsqueeze(-1).expand(-1, -1, features.shape[-1])
         return features.gather(1, index), self.chosen

@@ -15,12 +15,14 @@ from jobs.benchmark_engine import make_work, parse_arguments, split_settings
 from pipeline.engine import Engine
 from pipeline.engine_timing import REDUCING, realised_shares, run_once, work_flops
 from pipeline.generation import GenerationSettings
-from pipeline.random_model import random_llava, shape_config
+from pipeline.random_model import random_llava, random_text_tower, shape_config
 from reduction.flops import count
 from reduction.settings import Reduction
 from reduction.shapes import DecoderShape, ModelShape, VisionShape, from_config
+from reduction.text_shape import TextShape
 from tests.checkpoint import save_checkpoint
-from tests.reduction.test_flops import operations
+from tests.clip_checkpoint import save_clip
+from tests.reduction.counted import operations
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,10 +36,18 @@ def last_json(script: str, *arguments: str) -> dict[str, Any]:
 
 def test_the_engine_benchmark_reports_every_setting(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path / "model")
-    arguments = ["--model-shape", str(folder), "--settings", "dense,ficoco-v:5,lam=0.4,ficoco-l:5", "--repeats", "1"]
+    arguments = [
+        "--model-shape",
+        str(folder),
+        "--settings",
+        "dense,ficoco-v:5,lam=0.4,ficoco-l:5,cdpruner:5",
+        "--repeats",
+        "1",
+    ]
+    arguments += ["--text-tower", str(save_clip(tmp_path / "clip"))]
     arguments += ["--batch-size", "4", "--questions-per-image", "2", "--new-tokens", "3", "--text-tokens", "12"]
     result = last_json("benchmark_engine.py", *arguments, "--baseline", "hf", "--json", str(tmp_path / "r.json"))
-    assert [one["setting"] for one in result["settings"]] == ["dense", "ficoco-v:5,lam=0.4", "ficoco-l:5"]
+    assert [one["setting"] for one in result["settings"]] == ["dense", "ficoco-v:5,lam=0.4", "ficoco-l:5", "cdpruner:5"]
     for one in result["settings"]:
         assert {"vision", "prefill", "decode", "reduction", "total"} <= set(one["seconds"])
         assert one["images_per_second"] * 2 == pytest.approx(one["answers_per_second"])
@@ -77,6 +87,7 @@ TOY = ModelShape(
     vision=VisionShape(layers=4, layers_run=3, width=32, ffn=64, heads=4, patch=14, image=56),
     projector_in=32,
     decoder=DecoderShape(layers=4, width=32, ffn=64, heads=4, kv_heads=4, head_dim=8, vocab=300),
+    text=TextShape(layers=2, width=24, ffn=40, heads=3, positions=30, projection=20, vision_width=32),
 )
 
 
@@ -84,7 +95,16 @@ def toy_engine(text: str, new_tokens: int = 4) -> Engine:
     model = random_llava(shape_config(TOY), torch.device("cpu"), torch.float32)
     settings = GenerationSettings(max_new_tokens=new_tokens)
     mean, std = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
-    return Engine(model, Reduction.parse(text), mean=mean, std=std, stop_tokens=frozenset(), settings=settings)
+    assert TOY.text is not None
+    return Engine(
+        model,
+        Reduction.parse(text),
+        mean=mean,
+        std=std,
+        stop_tokens=frozenset(),
+        settings=settings,
+        text_tower=random_text_tower(TOY.text, torch.device("cpu"), torch.float32, vocab=50),
+    )
 
 
 def test_a_random_model_has_the_shape_it_was_asked_for_and_finite_answers() -> None:
@@ -121,6 +141,16 @@ def test_work_flops_are_what_the_engine_computes(questions: int) -> None:
     # A mean over words that may be padded is a product too, which is not counted: 2 FLOPs per word and visual token.
     uncounted = sum(seen.values()) - work_flops(engine, work).total
     assert 0 <= uncounted <= 3 * 2 * 41 * 16
+
+
+@pytest.mark.parametrize("questions", [1, 3])
+@pytest.mark.parametrize("text", ["cdpruner:6", "trim:6"])
+def test_work_flops_of_choosing_by_the_question(text: str, questions: int) -> None:
+    engine = toy_engine(text)
+    arguments = ["--model-shape", "toy", "--batch-size", "3", "--text-tokens", "21", "--new-tokens", "4"]
+    work = make_work(engine.model, parse_arguments([*arguments, "--questions-per-image", str(questions)]))
+    seen = operations(lambda: engine.answer(work.images, work.prefix, work.requests))
+    assert sum(seen.values()) == work_flops(engine, work).total
 
 
 def test_timing_leaves_the_functions_it_times_as_they_were() -> None:

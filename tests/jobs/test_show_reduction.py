@@ -13,6 +13,7 @@ from jobs.show_reduction import main
 from pipeline.comparison import Flow
 from pipeline.report_drawing import DIM, GAP, MARGIN, SIDE, draw
 from tests.checkpoint import save_checkpoint
+from tests.clip_checkpoint import save_clip
 
 GRID = 4
 
@@ -60,6 +61,18 @@ def test_a_picture_and_its_figures(
         assert drawn.width == SIDE + MARGIN + GAP // 2
 
 
+def test_what_stays_depends_on_the_question(
+    model: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = []
+    for question in ("red?", "how many"):
+        changes = {"reduction": "cdpruner:5", "text-tower": save_clip(tmp_path / "clip"), "question": question}
+        assert main(arguments(model, image, **changes)) == 0
+        kept.append(json.loads(capsys.readouterr().out.splitlines()[-1])["kept_cells"])
+    assert len(kept[0]) == len(kept[1]) == 5
+    assert kept[0] != kept[1]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -68,6 +81,7 @@ def test_a_picture_and_its_figures(
         ({"reduction": "ficoco-w:5"}, "ficoco-v"),
         ({"reduction": "ficoco-v:5,epsilom=1"}, "epsilon"),
         ({"reduction": "ficoco-v:99"}, "the model has 16"),
+        ({"reduction": "cdpruner:5"}, "give one with --text-tower"),
         ({"model": "no/folder/here"}, "no/folder/here"),
         ({"output": "drawn.jpg"}, "ends in .png"),
         ({"output": "/proc/none/drawn.png"}, "cannot write --output"),

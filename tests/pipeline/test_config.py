@@ -38,6 +38,7 @@ def test_every_option_can_be_given_on_the_command_line_and_in_yaml(tmp_path: Pat
         "input": ["a.tar", "b"],
         "output": "out",
         "model": "m",
+        "text_tower": "t",
         "reduction": "ficoco-vl",
         "keep_tokens": "11%",
         "split": 0.25,

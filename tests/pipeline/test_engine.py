@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ import torch
 from pipeline.engine import Engine, Request
 from pipeline.generation import Generation, GenerationSettings
 from pipeline.kv_cache import KVCache
-from reduction import install
 from reduction.settings import Reduction
+from tests.clip_checkpoint import QUESTIONS, installed, text_tower
 from tests.tiny import EOS_TOKEN, PAD_TOKEN, tiny_llava, tiny_prompts
 
 SETTINGS = [
@@ -41,18 +42,24 @@ def pictures(count: int, seed: int = 0) -> torch.Tensor:
 def make_engine(model: Any, text: str, **settings: Any) -> Engine:
     generation = GenerationSettings(**{"max_new_tokens": 12, **settings})
     return Engine(
-        model, Reduction.parse(text), mean=MEAN, std=STD, stop_tokens=frozenset([EOS_TOKEN, 5, 11]), settings=generation
+        model,
+        Reduction.parse(text),
+        mean=MEAN,
+        std=STD,
+        stop_tokens=frozenset([EOS_TOKEN, 5, 11]),
+        settings=generation,
+        text_tower=text_tower(model.dtype),
     )
 
 
 def generated_by_transformers(
-    model: Any, text: str, images: torch.Tensor, asked: list[list[int]]
+    model: Any, text: str, images: torch.Tensor, asked: list[list[int]], questions: Sequence[str] = QUESTIONS
 ) -> list[tuple[int, ...]]:
     pixels = (images.permute(0, 3, 1, 2).float() / 255 - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(
         1, 3, 1, 1
     )
     prompts = tiny_prompts(PREFIX, asked)
-    with install(model, text), torch.inference_mode():
+    with installed(model, text, questions[: len(asked)]), torch.inference_mode():
         out = model.generate(
             **prompts,
             pixel_values=pixels,

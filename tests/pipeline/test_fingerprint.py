@@ -22,8 +22,14 @@ def test_every_setting_that_counts_changes_the_fingerprint_and_is_named(name: st
     changed = {**sampling, name: "other"}
     assert run_fingerprint(changed) != run_fingerprint(sampling)
     (clause,) = difference(row_settings(sampling), row_settings(changed))
-    assert clause.startswith("model was" if name == "model_digest" else f"{name} was")
+    shown = {"model_digest": "model", "text_tower_digest": "text tower"}.get(name, name)
+    assert clause.startswith(f"{shown} was")
     assert clause.endswith("is now 'other'")
+
+
+def test_a_run_without_a_text_tower_keeps_the_fingerprint_of_before_there_was_one() -> None:
+    assert run_fingerprint({**CONFIG, "text_tower_digest": None}) == run_fingerprint(CONFIG)
+    assert "text_tower_digest" not in row_settings(CONFIG)
 
 
 @pytest.mark.parametrize("name", ["batch_size", "replicas", "input", "tracking_uri", "device", "model"])

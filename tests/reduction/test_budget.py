@@ -13,10 +13,11 @@ from reduction.methods import METHODS
 from reduction.schedule import plan
 from reduction.settings import Reduction, ReductionError
 from reduction.shapes import NAMED, from_config
+from tests.clip_checkpoint import text_tower
 from tests.tiny import tiny_config
 
 SEVEN = NAMED["llava-1.5-7b"]
-TINY = from_config(tiny_config())
+TINY = from_config(tiny_config(), text_tower=text_tower().shape)
 
 
 def best(text: str, budget: float, unit: str, request: Request) -> tuple[float, int]:

@@ -7,9 +7,9 @@ from itertools import product
 import pytest
 import torch
 
-import reduction
 from reduction.methods import COMPRESSIONS, CORRELATIONS, FILTERS, METHODS, Place
 from reduction.settings import Reduction, ReductionError
+from tests.clip_checkpoint import installed
 from tests.tiny import tiny_images, tiny_llava, tiny_prompts
 
 HOSTS: dict[Place, str] = {
@@ -36,7 +36,7 @@ def fits(place: Place, stages: tuple[str, str, str]) -> bool:
         return True
     if correlate == "window" and filter_ != "windows":
         return False
-    makers = {"importance": "fuse", "nearest": "add", "clusters": "recycle"}
+    makers = {"importance": "fuse", "equal": "fuse", "nearest": "add", "clusters": "recycle"}
     return (
         compress == makers[correlate]
         if correlate in makers
@@ -60,7 +60,7 @@ def test_every_combination_runs_or_says_why_not(place: Place) -> None:
             continue
         if stages[2] == "prune" and stages[1] != "none":
             continue  # What is pruned has no correlation: the same as with none.
-        with reduction.install(model, text) as chosen:
+        with installed(model, text) as chosen:
             logits = model(**inputs, pixel_values=images, logits_to_keep=1).logits
         assert bool(logits.isfinite().all()), text
         assert chosen.visual_tokens_left == 9, text

@@ -14,11 +14,13 @@ import reduction
 from reduction import flops
 from reduction.language import reduce_visual
 from reduction.methods import COMPRESSIONS, CORRELATIONS, FILTERS, METHODS, Place
-from reduction.overhead import language_terms
+from reduction.overhead import language_terms, question_terms
 from reduction.schedule import plan
 from reduction.settings import Reduction, ReductionError
-from reduction.shapes import NAMED, from_config
+from reduction.shapes import NAMED, ModelShape, from_config
+from reduction.text_tower import Asked
 from reduction.vision import encode_images
+from tests.clip_checkpoint import QUESTIONS, installed, text_tower
 from tests.tiny import tiny_images, tiny_llava, tiny_prompts
 
 NEW = [name for name in METHODS if name != "dense" and not name.startswith("ficoco")]
@@ -46,9 +48,13 @@ def valid(place: Place) -> list[str]:
     return texts
 
 
+def shape_of(model: Any) -> ModelShape:
+    return from_config(model.config, text_tower=text_tower().shape)
+
+
 def possible(text: str, model: Any) -> bool:
     try:
-        plan(Reduction.parse(text), from_config(model.config))
+        plan(Reduction.parse(text), shape_of(model))
     except ReductionError:
         return False
     return True
@@ -65,11 +71,12 @@ def test_a_padded_batch_is_its_rows(method: str) -> None:
             continue
         count = model.config.image_seq_length
         inputs = tiny_prompts([1, 5], suffixes, visual=count)
-        with reduction.install(model, f"{method}:{KEEP}") as chosen:
+        with installed(model, f"{method}:{KEEP}", QUESTIONS[:3]) as chosen:
             assert chosen.visual_tokens_left == KEEP or method == "sparsevlm"
             logits = model(**inputs, pixel_values=images).logits
             for row, suffix in enumerate(suffixes):
                 one = tiny_prompts([1, 5], [suffix], visual=count)
+                reduction.ask(model, QUESTIONS[row : row + 1])
                 alone = model(**one, pixel_values=images[row : row + 1]).logits
                 torch.testing.assert_close(logits[row, inputs["attention_mask"][row].bool()], alone[0])
 
@@ -87,14 +94,18 @@ def test_every_method_on_an_image_and_its_cost(method: str) -> None:
 
 def check_image(text: str, **sizes: Any) -> None:
     model, setting = tiny_llava(**sizes), Reduction.parse(text)
-    shape = from_config(model.config)
+    shape, tower = shape_of(model), text_tower()
     if not possible(text, model):
         assert sizes
         return
     schedule = plan(setting, shape)
+    words = tower.tokenise(QUESTIONS[:1])
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        features, kept = encode_images(model, tiny_images(1), schedule, setting)
-    assert counter.get_total_flops() == flops.count_image(shape, schedule, setting).total
+        asked = Asked(tower, tower.embed_ids(words)) if schedule.by_question else None
+        features, kept = encode_images(model, tiny_images(1), schedule, setting, asked)
+    own = sum(question_terms(shape, schedule, setting, len(words[0])).values())
+    assert counter.get_total_flops() == flops.count_image(shape, schedule, setting).total + own
+    assert (own > 0) == setting.by_question
     assert features.shape[1] == schedule.visual_tokens
     assert kept[0].tolist() == sorted(set(kept[0].tolist()))
     assert bool(features.isfinite().all())
@@ -119,12 +130,6 @@ def test_every_combination_in_the_decoder_and_its_cost(text: str) -> None:
         if setting.stages("language")[2] != "recycle":
             assert kept[0].tolist() == sorted(kept[0].tolist())
     assert total == sum(language_terms(shape, schedule, prefix, words, setting).values())
-
-
-@pytest.mark.parametrize("name", ["cdpruner", "trim"])
-def test_methods_of_the_text_tower_say_what_they_lack(name: str) -> None:
-    with pytest.raises(ReductionError, match="CLIP's text tower, which a LLaVA checkpoint does not carry"):
-        Reduction.parse(f"{name}:64")
 
 
 @pytest.mark.parametrize(

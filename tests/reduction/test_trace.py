@@ -17,6 +17,7 @@ from reduction.settings import Reduction, ReductionError
 from reduction.shapes import from_config
 from reduction.trace import OBSERVED, Trace, observe
 from reduction.vision import encode_images, run_tower
+from tests.clip_checkpoint import QUESTIONS, installed
 from tests.pipeline.test_engine import PREFIX, make_engine, pictures, suffixes
 from tests.reduction.installed import inputs
 from tests.tiny import tiny_images, tiny_llava, tiny_prompts
@@ -32,7 +33,7 @@ SETTINGS = [*(f"{name}:4" for name in METHODS if name != "dense"), *EXCHANGED]
 
 
 def traced(model: Any, text: str) -> Trace:
-    with torch.no_grad(), install(model, text), observe(model) as trace:
+    with torch.no_grad(), installed(model, text), observe(model) as trace:
         model(**inputs())
     return trace
 
@@ -139,13 +140,13 @@ def test_the_engine_is_traced_as_install_is(text: str) -> None:
     model, images, asked = tiny_llava(3), pictures(2), suffixes(2)
     engine = make_engine(model, text)
     with observe(model) as trace:
-        engine.answer(images, PREFIX, [Request(i, tuple(s)) for i, s in enumerate(asked)])
+        engine.answer(images, PREFIX, [Request(i, tuple(s), question=QUESTIONS[i]) for i, s in enumerate(asked)])
     pixels = (images.permute(0, 3, 1, 2).float() / 255 - engine.mean) / engine.std
-    with torch.no_grad(), install(model, text), observe(model) as installed:
+    with torch.no_grad(), installed(model, text), observe(model) as other:
         model(**tiny_prompts(PREFIX, asked), pixel_values=pixels)
-    assert [step.place for step in trace.steps] == [step.place for step in installed.steps]
-    assert torch.equal(trace.steps[-1].kept, installed.steps[-1].kept)
-    near(trace.flows(), installed.flows())
+    assert [step.place for step in trace.steps] == [step.place for step in other.steps]
+    assert torch.equal(trace.steps[-1].kept, other.steps[-1].kept)
+    near(trace.flows(), other.flows())
 
 
 @pytest.mark.parametrize("text", ADAPTIVE)
