@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -44,6 +44,11 @@ def plan_batches(pictures: Sequence[Picture], size: int) -> Iterator[list[Pictur
     whole.sort(key=lambda picture: (len(picture.asked) > 1, _longest(picture)))
     for _, group in groupby(whole, key=lambda picture: len(picture.asked) > 1):
         yield from _filled(group, size)
+
+
+def fitting_batch(room: int, most: int, rows_held: Callable[[int], int]) -> int:
+    """The largest batch, `most` questions at most and 1 at least, for which no more than `room` rows are held."""
+    return max((size for size in range(1, most + 1) if rows_held(size) <= room), default=1)
 
 
 def _parts(picture: Picture, size: int) -> Iterator[Picture]:

@@ -19,7 +19,7 @@ from pipeline.decoder import Decoder, Prompts, pad_suffixes
 from pipeline.decoding import Decoding
 from pipeline.generation import Generation, GenerationSettings
 from pipeline.ragged import RaggedDecoder
-from pipeline.step_graphs import StepGraphs
+from pipeline.step_graphs import StepGraphs, recorded_rows
 from pipeline.steps import EagerSteps
 from reduction.schedule import Plan, plan
 from reduction.settings import Reduction, ReductionError
@@ -179,9 +179,14 @@ class Engine:
             self.streams, self._recorded = False, None
             raise
 
+    def rows_held(self, batch: int) -> int:
+        """Rows that the cache of keys and values has where batches of `batch` questions are streamed."""
+        rows = _streamed_rows(batch)
+        return recorded_rows(rows) if self.graphs else rows
+
     def _stream(self, prefix: Sequence[int], batches: Sequence[Batch]) -> Iterator[tuple[int, list[Generation]]]:
         sizes = [len(batch.requests) for batch in batches]
-        rows, half = min(sum(sizes), max(sizes) + max(sizes) // 2), max(sizes) // 2
+        rows, half = min(sum(sizes), _streamed_rows(max(sizes))), max(sizes) // 2
         room = max(len(r.suffix) for batch in batches for r in batch.requests) + self.settings.max_new_tokens
         steps = self._steps(rows, self.decoder.base(len(prefix)), self.decoder.room(room))
         decoding = Decoding(steps, self.settings, self.stop)
@@ -246,3 +251,8 @@ class Engine:
             self._recorded = None  # first, so that both caches are never held at once
             self._recorded = StepGraphs(self.decoder, rows, base, room)
         return self._recorded
+
+
+def _streamed_rows(batch: int) -> int:
+    """Rows under way at most: the next batch begins where half of one is left."""
+    return batch + batch // 2

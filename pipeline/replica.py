@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.batching import Asked, Picture
+from pipeline.batching import Asked, Picture, fitting_batch
 from pipeline.checkpoint import Checkpoint, load_checkpoint
 from pipeline.engine import Batch, Engine, OutOfDeviceMemoryError, Request
 from pipeline.generation import Generation, GenerationSettings
@@ -170,7 +170,7 @@ class Replica:
         free, _ = torch.cuda.mem_get_info(device)
         new = self.settings.generation.max_new_tokens
         row = kv_bytes(self.engine.shape, self.engine.plan, 256, new, self.engine.dtype.itemsize)
-        return max(1, min(most, int(SHARE_FOR_CACHE * free / row)))
+        return fitting_batch(int(SHARE_FOR_CACHE * free / row), most, self.engine.rows_held)
 
 
 def _asked(batch: Sequence[Picture]) -> tuple[list[tuple[int, Asked]], list[Request]]:

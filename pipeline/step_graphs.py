@@ -1,7 +1,7 @@
 """Decoding steps recorded once and replayed, as CUDA graphs: a step's hundreds of small kernels cost one launch.
 
 A graph has fixed shapes and addresses. So the keys and values of all batches lie in one cache that stays, rows are
-rounded up to a power of two and stretches of keys to `STRETCH` entries; what is rounded up is masked, as padding is.
+rounded up (`recorded_rows`) and stretches of keys to `STRETCH` entries; what is rounded up is masked, as padding is.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class StepGraphs:
 
     def __init__(self, decoder: Decoder, rows: int, base: tuple[int, ...], room: int) -> None:
         self._decoder = decoder
-        self._whole = decoder.new_cache(_power_of_two(rows), base, _stretched(room))
+        self._whole = decoder.new_cache(recorded_rows(rows), base, _stretched(room))
         self.cache = self._whole.part(0, rows)
         """The present batch's rows."""
         self._recorded: dict[tuple[int, int], _Recorded] = {}
@@ -48,7 +48,7 @@ class StepGraphs:
 
     def step(self, tokens: Int[Tensor, " q"], own: Int[Tensor, " q"], longest: int, even: bool) -> Float[Tensor, "q v"]:
         """What `Decoder.step` returns. It is overwritten by the next step."""
-        count, rows, longest = len(tokens), _power_of_two(len(tokens)), min(_stretched(longest), self._whole.room)
+        count, rows, longest = len(tokens), recorded_rows(len(tokens)), min(_stretched(longest), self._whole.room)
         if (rows, longest) not in self._recorded:
             self._recorded[rows, longest] = self._record(rows, longest, tokens, own)
         recorded = self._recorded[rows, longest]
@@ -94,8 +94,10 @@ def _cuda_graph(run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
     return result, graph.replay
 
 
-def _power_of_two(count: int) -> int:
-    return 1 << (count - 1).bit_length()
+def recorded_rows(count: int) -> int:
+    """The rows of the recording that serves `count` rows: a power of two, or three quarters of one."""
+    power: int = 1 << (count - 1).bit_length()
+    return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power
 
 
 def _stretched(length: int) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.batching import Asked, Picture, plan_batches
+from pipeline.batching import Asked, Picture, fitting_batch, plan_batches
 from pipeline.prompts import Prompt
 from pipeline.records import Question, Sample
 
@@ -52,3 +52,12 @@ def test_prompts_of_like_length_meet() -> None:
 def test_images_with_one_question_are_not_mixed_with_those_with_several() -> None:
     batches = list(plan_batches([picture(0, [4]), picture(1, [4, 4]), picture(2, [4])], 8))
     assert [[part.asked[0].order[0] for part in batch] for batch in batches] == [[0, 2], [1]]
+
+
+def test_the_batch_that_fits_counts_the_rows_held_beside_it() -> None:
+    def held(batch: int) -> int:
+        return batch + batch // 2
+
+    assert fitting_batch(96, 64, held) == 64
+    assert fitting_batch(95, 64, held) == 63
+    assert fitting_batch(0, 64, held) == 1

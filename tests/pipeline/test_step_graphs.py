@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.engine import Engine, Request
-from pipeline.step_graphs import StepGraphs
+from pipeline.engine import Batch, Engine, Request
+from pipeline.step_graphs import StepGraphs, recorded_rows
 from tests.pipeline.test_engine import PREFIX, make_engine, pictures, suffixes
 from tests.tiny import tiny_llava
 
@@ -55,3 +55,18 @@ def test_a_shape_is_recorded_once() -> None:
     engine.answer(pictures(4), PREFIX, requests)
     assert engine._recorded is first
     assert len(first._recorded) == count
+
+
+def test_recordings_hold_at_most_half_again_as_many_rows() -> None:
+    assert [recorded_rows(count) for count in (1, 2, 3, 4, 5, 7, 9, 13, 65, 96, 97)] == [
+        *(1, 2, 3, 4, 6, 8, 12, 16, 96, 96, 128)
+    ]
+
+
+def test_a_batch_is_chosen_by_the_rows_that_the_cache_gets() -> None:
+    engine, _ = pair("cpu", "dense")
+    batches = [Batch(lambda: pictures(4), [Request(i, tuple(s)) for i, s in enumerate(suffixes(4))])] * 3
+    for _ in engine.stream(PREFIX, batches):
+        pass
+    assert engine._recorded is not None
+    assert engine._recorded._whole.rows == engine.rows_held(4)
