@@ -12,7 +12,6 @@ import argparse
 import json
 import re
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -28,7 +27,7 @@ from pipeline.checkpoint import choose_device, choose_dtype, load_checkpoint
 from pipeline.engine import Engine, Request
 from pipeline.engine_timing import Timing, Work, realised_shares, report, run_once
 from pipeline.generation import GenerationSettings
-from pipeline.machine_speed import copy_gigabytes_per_second, hardware, matmul_tflops, synchronise
+from pipeline.machine_speed import commit, copy_gigabytes_per_second, hardware, matmul_tflops, synchronise
 from pipeline.random_model import random_llava, random_text_tower, shape_config
 from pipeline.text_towers import text_tower_for
 from reduction.console import run_command
@@ -151,13 +150,6 @@ def time_generate(model: Any, work: Work, engine: Engine) -> float:
     )
     synchronise(engine.device)
     return time.perf_counter() - began
-
-
-def commit() -> str:
-    """Return the commit that runs, with a mark where files differ from it."""
-    call = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 def print_table(results: list[dict[str, Any]], baseline: float | None) -> None:

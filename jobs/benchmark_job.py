@@ -10,11 +10,9 @@ is one JSON object.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import statistics
 import sys
-import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -23,14 +21,13 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
 import torch
-from PIL import Image
 
 from pipeline.batching import Picture, plan_batches
+from pipeline.benchmark_shard import write_shard
 from pipeline.errors import UserError
 from pipeline.generation import GenerationSettings
-from pipeline.machine_speed import hardware
+from pipeline.machine_speed import commit, hardware
 from pipeline.records import ShardRef
 from pipeline.replica import ReplicaSettings
 from pipeline.shard_work import ShardWorker
@@ -51,31 +48,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     return parser.parse_args(arguments)
-
-
-def photograph(rng: np.random.Generator, side: int) -> bytes:
-    """Return a JPEG with the spectrum of a photograph (smooth shapes and some grain), 4:3."""
-    height = side * 3 // 4
-    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((side, height), Image.Resampling.BICUBIC), np.float32)
-    pixels = np.clip(smooth + rng.normal(0, 8, smooth.shape), 0, 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
-
-
-def write_shard(path: Path, images: int, side: int) -> ShardRef:
-    rng = np.random.default_rng(0)
-    pool = [photograph(rng, side) for _ in range(min(images, 32))]
-    with tarfile.open(path, "w") as archive:
-        for index in range(images):
-            words = " ".join(["thing"] * int(rng.integers(1, 12)))
-            question = json.dumps({"question": f"What {words} is on the left?"}).encode()
-            for extension, content in (("jpg", pool[index % len(pool)]), ("json", question)):
-                member = tarfile.TarInfo(f"{index:06d}.{extension}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
-    return ShardRef(path.name, str(path), path.stat().st_size, "benchmark")
 
 
 def prepared(worker: ShardWorker, ref: ShardRef) -> tuple[list[list[list[Picture]]], float]:
@@ -130,6 +102,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "resident_megabytes": memory,
         "hardware": hardware(worker.replica.engine.device),
         "replica": worker.describe(),
+        "commit": commit(),
         "configuration": vars(args),
     }
 

@@ -66,6 +66,15 @@ def test_the_job_benchmark_holds_a_shard_against_the_engine(tmp_path: Path) -> N
     assert result["shard_images_per_second"] > 0
 
 
+def test_the_replica_benchmark_runs_the_whole_job(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path / "model")
+    arguments = ["--model", str(folder), "--reduction", "ficoco-v:5", "--images", "2", "--shards", "3", "--side", "80"]
+    arguments += ["--replicas", "1", "--cpus-per-replica", "0.5", "--repeats", "1", "--max-new-tokens", "2"]
+    result = last_json("benchmark_replicas.py", *arguments)
+    assert result["times_the_first"] == {"1": 1.0}
+    assert result["images_per_second"]["1"] == result["repeats"]["1"][0] > 0
+
+
 def test_the_driver_benchmark_finishes_every_shard_and_resumes() -> None:
     arguments = ["--replicas", "7", "--shards", "60", "--idle-seconds", "0.2"]
     result = last_json("benchmark_driver.py", *arguments)
