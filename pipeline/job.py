@@ -22,8 +22,9 @@ from pipeline.progress import Progress
 from pipeline.records import ShardRef
 from pipeline.run_folder import METRICS_PATH, RUN_PATH, RunFolder, prepare
 from pipeline.shard_loop import Ending, ShardLoop
+from pipeline.staged_slices import taken_up
 from pipeline.storage import Output, StorageError, open_output
-from pipeline.tasks import Retry
+from pipeline.tasks import Begun, Retry
 from pipeline.totals import Totals
 from pipeline.tracked_run import about_run
 from pipeline.tracking import CLOSE_SECONDS, Tracker
@@ -125,7 +126,16 @@ class _Job:
             self.progress.say(f"{sentence}; the shard is done again")
         if self.folder.resumed:
             self.progress.say(f"continuing: {len(self.refs) - len(pending)} of {len(self.refs)} shards are done")
+            pending = self._taken_up(pending)
         return [*pending, *self._retries()] if self.config.retry_quarantined else pending
+
+    def _taken_up(self, pending: list[ShardRef]) -> list[ShardRef]:
+        """The same shards, and what an earlier start has done of them."""
+        refs = taken_up(self.output, pending, self.folder.provenance)
+        slices = [len(ref.task.staged) for ref in refs if isinstance(ref.task, Begun)]
+        if slices:
+            self.progress.say(f"{sum(slices)} slices of {len(slices)} unfinished shards are done")
+        return refs
 
     def _retries(self) -> list[ShardRef]:
         """The shards whose quarantine is asked again."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from pipeline.cluster import ShardFailed, WorkerSpec
 from pipeline.command_line import parse_command
@@ -30,6 +33,9 @@ from pipeline.shards import ShardEnd, read_shard
 from pipeline.staging import assemble, finish_shard
 from pipeline.storage import open_output
 from pipeline.tasks import Assembly, Retry
+from tests.pipeline.shard_bytes import numbered, tar_bytes
+
+ROOT = Path(__file__).parents[2]
 
 
 class EchoWorker:
@@ -189,6 +195,26 @@ def run_echo(folder: Path, *more: str, nap: float = 0.0, fail: str = "") -> JobR
     words = ["--input", f"{folder}/corpus", "--output", f"{folder}/out", "--model", "echo"]
     words += ["--tracking-uri", f"sqlite:///{folder}/mlflow.db", *more]
     return run(located(parse_command(words), inside_job=False), echo_parts(nap, fail))
+
+
+def small_corpus(folder: Path, shards: int = 3, samples: int = 4) -> None:
+    """Write `folder/corpus`."""
+    (folder / "corpus").mkdir()
+    for number in range(shards):
+        (folder / "corpus" / f"{number:05d}.tar").write_bytes(tar_bytes(numbered(samples)))
+
+
+def rows(folder: Path, what: str = "data") -> list[dict[str, Any]]:
+    """What stands in `folder/out`."""
+    paths = sorted((folder / "out" / what).glob("*.parquet"))
+    return [row for path in paths for row in pq.read_table(path).to_pylist()]
+
+
+def start_echo(folder: Path, nap: float, *more: str) -> subprocess.Popen[str]:
+    """The same as `run_echo` in a process of its own, to be killed."""
+    words = [sys.executable, "-m", "tests.pipeline.echo_job", str(nap), "--input", f"{folder}/corpus"]
+    words += ["--output", f"{folder}/out", "--model", "echo", "--tracking-uri", f"sqlite:///{folder}/mlflow.db", *more]
+    return subprocess.Popen(words, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 if __name__ == "__main__":

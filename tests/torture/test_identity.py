@@ -75,6 +75,19 @@ def test_replicas_that_are_killed_write_what_others_write(llava: Llava) -> None:
     compare(llava, llava.folder / "killed")
 
 
+def test_slices_that_are_done_when_the_driver_is_killed_are_kept(llava: Llava) -> None:
+    output = llava.folder / "begun"
+    run = llava.command(output, 3)
+    until(lambda: len(list(output.glob("staged/*.zst"))) >= 2, "staged slices")
+    kill(run.session)
+    run.gone()
+    done = len(list(output.glob("staged/*.zst")))
+    again = llava.command(output, 3)
+    again.says(f"{done} slices of 1 unfinished shards are done")
+    again.ends(0)
+    compare(llava, output)
+
+
 @pytest.mark.parametrize("point", COMMIT_POINTS)
 def test_a_process_killed_at_any_step_of_a_commit_costs_nothing(llava: Llava, point: str) -> None:
     output, marker = llava.folder / point, llava.folder / f"{point}.marker"
