@@ -21,6 +21,8 @@ SLICES_PER_REPLICA = 3
 """Where shards are fewer than replicas: enough that none waits long for the last."""
 SMALLEST_SLICED = 2**20
 """Bytes of a shard that is worth more than one replica."""
+HOURS_OF_WORK = 4 * 2**30
+"""Bytes of a shard that must not be lost with the run: a replica's last one is done in slices, which stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ class LeaseQueue:
             shards = len(self._waiting)
             lease = self._waiting.popleft()
             parts = math.ceil(SLICES_PER_REPLICA * replicas / shards)
-            if isinstance(lease.ref.task, Begun):
+            if isinstance(lease.ref.task, Begun) or (shards <= replicas and self._worth_slicing(lease, HOURS_OF_WORK)):
                 lease = self._divide(lease, max(PIECES, parts))
             elif shards < replicas and self._worth_slicing(lease):
                 lease = self._divide(lease, parts)
@@ -204,8 +206,8 @@ class LeaseQueue:
         attempts = division.failures if division else lease.attempt
         return FailedShard(replace(lease.ref, task=None), attempts, reason)
 
-    def _worth_slicing(self, lease: Lease) -> bool:
-        large = lease.ref.task is None and (lease.ref.size or 0) >= SMALLEST_SLICED
+    def _worth_slicing(self, lease: Lease, least: int = SMALLEST_SLICED) -> bool:
+        large = lease.ref.task is None and (lease.ref.size or 0) >= least
         return self._slices and (large or isinstance(lease.ref.task, Begun))
 
     def _given_up(self, lease: Lease) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import dispatch, patience
+from pipeline import dispatch, leases, patience
 from pipeline.cluster import ReplicaLost, RunStopped, ShardFailed
 from pipeline.dispatch import Dispatcher, DispatchSettings, ReplicaReplaced, ReplicaStarted
 from pipeline.leases import FailedShard, Narrowed
@@ -252,6 +252,13 @@ def test_fewer_shards_than_replicas_keep_all_of_them_busy() -> None:
     assert sorted(reports(list(Dispatcher(script, large, DispatchSettings()).run()))) == ["0", "1"]
     assert script.launched == 8
     assert len(script.log) == 2 * (1 + 40 // WINDOW + 1)
+
+
+@pytest.mark.parametrize(("size", "slices"), [(leases.HOURS_OF_WORK, 8), (leases.HOURS_OF_WORK - 1, 0)])
+def test_a_huge_shard_that_is_a_replicas_last_is_done_in_slices(size: int, slices: int) -> None:
+    script = Script()
+    list(Dispatcher(script, [ShardRef(str(i), f"/{i}.tar", size=size) for i in range(2)], DispatchSettings()).run())
+    assert script.log == ["0", *["1"] * (slices + 2 if slices else 1)]
 
 
 def test_without_slices_shards_are_leased_whole_and_given_up_when_they_keep_killing() -> None:
