@@ -109,13 +109,23 @@ def submit(method: str, options: argparse.Namespace, environment: dict[str, str]
     job += [] if method == "dense" else ["--keep-tokens", options.keep_tokens]
     words = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", "."]
     words += ["--runtime-env-json", json.dumps({"excludes": list(EXCLUDED)}), "--", *job]
-    done = subprocess.run(words, cwd=ROOT, env=environment, text=True, capture_output=True)
+    done = run_when_ready(words, environment)
     (options.output / f"{method}.log").write_text(done.stdout + done.stderr)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
         sys.exit(f"the {method} run failed; its last words:\n{done.stdout[-2000:]}")
     sample = answer_sample(open_output(str(options.output / method)), most=1)
     return {**json.loads(lines[-1]), "visual_tokens": sample["visual_tokens"][0] if sample else None}
+
+
+def run_when_ready(words: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """A `ray job submit`; Ray's dashboard is there, on a busy machine, before what takes jobs up."""
+    deadline = time.monotonic() + RAY_SECONDS
+    while True:
+        done = subprocess.run(words, cwd=ROOT, env=environment, text=True, capture_output=True)
+        if "No available agent" not in done.stdout + done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(1)
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
