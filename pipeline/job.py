@@ -63,7 +63,7 @@ def run(config: RunConfig, parts: JobParts, remarks: Mapping[str, Any] | None = 
     """
     began = time.monotonic()
     settings = {**config.as_dict(), "model_digest": parts.check_model(config), **(remarks or {})}
-    output = open_output(config.output)
+    output = open_output(config.output, config.storage_timeout)
     with DriverLock(output) as lock:
         scan = LedgerScan() if config.overwrite else Ledger(output).scan()
         refs = first_samples(list_shards(config.input, scan.known_names), config.limit, config.read_limits)
@@ -106,6 +106,8 @@ class _Job:
             self.progress.close()
             if ending.exit_code == 0:
                 totals, ending = self._verified()
+            else:
+                self.output.hurry()
             if ending.exit_code == 0:
                 self.folder.succeed(totals)
             elif ending.reason:
@@ -152,8 +154,11 @@ class _Job:
         self.folder.reopen()
         spec = self.parts.worker_spec(self.config, self.folder)
         with self.parts.cluster(self.config, spec) as cluster:
-            watched = (self.meter, self.progress, self._record, self.lock.lost)
+            watched = (self.meter, self.progress, self._record, self._hindrance)
             return ShardLoop(self.config, cluster, *watched, started=self._note_replica).run(pending)
+
+    def _hindrance(self) -> str:
+        return self.lock.hindrance or self.output.trouble
 
     def _note_replica(self, description: Mapping[str, Any]) -> None:
         try:

@@ -38,7 +38,7 @@ class ShardWorker:
         image_threads: int | None = None,
     ) -> None:
         self.replica = Replica(replica)
-        self.output = open_output(output)
+        self.output = open_output(output, (limits or ReadLimits()).timeout)
         self.provenance = dict(provenance or {})
         self.preparation = Preparation(
             self.replica.transform,
