@@ -179,8 +179,11 @@ class LeaseQueue:
         ref, task = lease.ref, lease.ref.task
         if isinstance(task, Retry):
             if task.spare_lethal:
-                return self._give_up(lease, reason)
-            self._hurry(ref, [Retry(spare_lethal=True)])
+                again = replace(lease, ref=replace(ref, again=task))
+                self._urgent.appendleft(self._divide(again, PIECES))
+                self._divisions[ref.url].failures = lease.attempt
+            else:
+                self._hurry(ref, [Retry(spare_lethal=True)])
             return Narrowed(ref, reason)
         if not isinstance(task, Slice):
             self._urgent.appendleft(self._divide(lease, PIECES))
@@ -204,7 +207,7 @@ class LeaseQueue:
         division = self._divisions.pop(lease.ref.url, None)
         self._urgent = deque(other for other in self._urgent if other.ref.url != lease.ref.url)
         attempts = division.failures if division else lease.attempt
-        return FailedShard(replace(lease.ref, task=None), attempts, reason)
+        return FailedShard(replace(lease.ref, task=None, again=None), attempts, reason)
 
     def _worth_slicing(self, lease: Lease, least: int = SMALLEST_SLICED) -> bool:
         large = lease.ref.task is None and (lease.ref.size or 0) >= least

@@ -31,8 +31,12 @@ def finish_shard(
     *,
     numbered: int = 0,
     window: int = 1,
+    seen: Sequence[str] = (),
 ) -> ShardReport | SliceReport:
     """Commit a shard or, where the task is a slice, stage it; rows in the order of the shard.
+
+    Args:
+        seen: keys that the slice met, in order; kept for whoever puts the slices together.
 
     Raises:
         StorageError: full, read-only or unreachable storage.
@@ -44,6 +48,7 @@ def finish_shard(
         "provenance": dict(provenance),
         "report": asdict(report),
         "slice": asdict(staged),
+        "seen": list(seen),
         "answers": [asdict(row) for row in answers],
         "rejections": [asdict(row) for row in rejections],
     }
@@ -58,18 +63,35 @@ def assemble(output: Output, ref: ShardRef, task: Assembly, provenance: Mapping[
     Raises:
         StorageError: a slice is not there or damaged, or the output cannot be written.
     """
-    report = ShardReport(ref.name, ref.url, ref.fingerprint)
+    report, answers, rejections, _ = gather(output, ref, task, provenance)
+    committed = commit_shard(output, report, answers, rejections, provenance)
+    remove_staged(output, ref, task, provenance)
+    return committed
+
+
+def gather(
+    output: Output, ref: ShardRef, task: Assembly, provenance: Mapping[str, str]
+) -> tuple[ShardReport, list[Answer], list[Rejection], list[str]]:
+    """Costs, rows and keys seen of a shard's staged slices.
+
+    Raises:
+        StorageError: a slice is not there or damaged.
+    """
+    report, seen = ShardReport(ref.name, ref.url, ref.fingerprint), list[str]()
     answers: list[Answer] = []
     rejections: list[Rejection] = []
     for part in task.slices:
         staged = read_staged(output, ref, part, provenance)
         answers += [Answer(**{**row, "references": tuple(row["references"])}) for row in staged["answers"]]
         rejections += [Rejection(**row) for row in staged["rejections"]]
+        seen += staged["seen"]
         _add(report, staged["report"])
-    committed = commit_shard(output, report, answers, rejections, provenance)
+    return report, answers, rejections, seen
+
+
+def remove_staged(output: Output, ref: ShardRef, task: Assembly, provenance: Mapping[str, str]) -> None:
     for part in task.slices:
         output.delete(path_of(ref, part, provenance))
-    return committed
 
 
 def read_staged(output: Output, ref: ShardRef, part: Slice, provenance: Mapping[str, str]) -> dict[str, Any]:
@@ -98,7 +120,7 @@ def path_of(ref: ShardRef, part: Slice, provenance: Mapping[str, str]) -> str:
 
 def state_of(ref: ShardRef, provenance: Mapping[str, str]) -> str:
     """8 hexadecimal digits that differ where slices must not be put together: run, code, the shard's content."""
-    state = json.dumps([sorted(provenance.items()), ref.fingerprint, ref.take])
+    state = json.dumps([sorted(provenance.items()), ref.fingerprint, ref.take, ref.again is not None])
     return hashlib.sha256(state.encode()).hexdigest()[:8]
 
 

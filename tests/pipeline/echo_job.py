@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from pipeline.job import JobParts, JobResult, run
 from pipeline.limits import ReadLimits
 from pipeline.places import located
 from pipeline.records import Answer, Rejection, Sample, ShardRef, ShardReport, SliceReport
-from pipeline.retrying import Select, retry_shard
+from pipeline.retrying import Select, assemble_retry, retry_shard, stage_retry
 from pipeline.run_folder import RunFolder
 from pipeline.scoring import score
 from pipeline.shards import ShardEnd, read_shard
@@ -66,7 +67,12 @@ class EchoWorker:
     def work(self, ref: ShardRef) -> ShardReport | SliceReport:
         time.sleep(self.nap)
         if isinstance(ref.task, Assembly):
+            if ref.again is not None:
+                return assemble_retry(open_output(self.output), ref, ref.again, ref.task, self.provenance)
             return assemble(open_output(self.output), ref, ref.task, self.provenance)
+        if ref.again is not None:
+            asked = partial(self._annotate, ref)
+            return stage_retry(open_output(self.output), ref, ref.again, self.provenance, asked)
         if ref.name == self.fail:
             raise OSError("the storage is away")
         if isinstance(ref.task, Retry):

@@ -32,6 +32,8 @@ class Script:
         self.samples, self.poison = samples, poison or {}
         self.deaths = 0
         self.condemned: list[tuple[str, int]] = []
+        self.asked_again: set[str] = set()
+        """Shards of which slices ask what is in quarantine."""
         self.room = capacity
         self.launched = 0
         self.alive: set[Any] = set()
@@ -81,6 +83,8 @@ class Handle:
 
     def _done(self, ref: ShardRef) -> ShardReport | SliceReport:
         script, task = self.script, ref.task
+        if ref.again is not None:
+            script.asked_again.add(ref.name)
         if isinstance(task, Assembly):
             covered = [number for one in task.slices if one != END for number in range(one.first, one.stop or 0)]
             assert covered == list(range(script.samples))

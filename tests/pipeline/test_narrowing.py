@@ -92,10 +92,27 @@ def test_a_shard_that_kills_while_it_is_only_counted_is_given_up() -> None:
 
 
 def test_a_retry_that_kills_goes_on_without_what_has_killed_before() -> None:
-    script = Script({"0": [ReplicaLost("a"), ReplicaLost("b")], "1": [ReplicaLost("c")] * 4})
+    script = Script({"0": [ReplicaLost("a"), ReplicaLost("b")]})
     asked = [replace(ref, task=Retry()) for ref in refs(2)]
     events = list(Dispatcher(script, asked, DispatchSettings()).run())
-    assert script.log == ["0", "0", "0", "1", "1", "1", "1"]
-    assert reports(events) == ["0"]
-    assert [event.ref.task for event in events if isinstance(event, Narrowed)] == [Retry(), Retry()]
+    assert script.log == ["0", "0", "0", "1"]
+    assert reports(events) == ["0", "1"]
+    assert [event.ref.task for event in events if isinstance(event, Narrowed)] == [Retry()]
+
+
+def test_a_retry_that_goes_on_killing_is_cut_down_to_the_sample() -> None:
+    script = Script(poison={"1": {17}})
+    asked = [replace(ref, task=Retry()) for ref in refs(3)]
+    events = list(Dispatcher(script, asked, DispatchSettings()).run())
+    assert sorted(reports(events)) == ["0", "1", "2"]
+    assert script.condemned == [("1", 17)]
+    assert script.asked_again == {"1"}
+    assert not [event for event in events if isinstance(event, FailedShard)]
+
+
+def test_a_retry_whose_pieces_fail_is_given_up_as_the_shard_that_it_is() -> None:
+    script = Script({"1": [*[ReplicaLost("c")] * 4, None, *[ShardFailed("odd")] * 40]})
+    asked = [replace(ref, task=Retry()) for ref in refs(2)]
+    events = list(Dispatcher(script, asked, DispatchSettings(max_attempts=2)).run())
     assert [event.ref for event in events if isinstance(event, FailedShard)] == [refs(2)[1]]
+    assert reports(events) == ["0"]
