@@ -78,13 +78,14 @@ def local_ray(folder: Path) -> Iterator[dict[str, str]]:
     token = home / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    gcs, dashboard, client = _free_ports(3)
+    gcs, dashboard, client, agent = _free_ports(4)
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_worker_niceness": "0"}
     words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
     words += [f"--temp-dir={home}", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
     words += [
         f"--ray-client-server-port={client}",
+        f"--dashboard-agent-listen-port={agent}",  # takes jobs up; at the default port another Ray's may listen
         "--include-dashboard=true",
         "--disable-usage-stats",
         f"--object-store-memory={100 * 2**20}",
