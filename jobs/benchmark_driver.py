@@ -76,14 +76,16 @@ def drive(
     """
     output = open_output(config.output)
     folder = RunFolder(output, "0" * 16, config.as_dict(), resumed=False)
-    meter, stop = Meter(Totals(), len(refs)), threading.Event()
+    meter, stop = Meter(Totals(), len(refs)), list[str]()
     progress, log = Progress(meter, config.log_every), MetricsLog(output)
     tracker = Tracker(config.tracking_uri, about_run(config, folder, refs), warn=progress.say)
     while tracker.run_id is None:
         time.sleep(0.1)
-    loop = ShardLoop(config, cluster, meter, progress, lambda: tracker.log(log.append(meter.metrics())), stop)
+    loop = ShardLoop(
+        config, cluster, meter, progress, lambda: tracker.log(log.append(meter.metrics())), lambda: "".join(stop)
+    )
     if seconds is not None:
-        threading.Timer(seconds, stop.set).start()
+        threading.Timer(seconds, stop.append, ["the time is over"]).start()
     cpu, wall = time.process_time(), time.perf_counter()
     loop.run(refs)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall

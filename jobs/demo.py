@@ -79,13 +79,14 @@ def local_ray(folder: Path) -> Iterator[dict[str, str]]:
     token = home / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    gcs, dashboard, client = _free_ports(3)
+    gcs, dashboard, client, agent = _free_ports(4)
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_worker_niceness": "0"}
     words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
     words += [f"--temp-dir={home}", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
     words += [
         f"--ray-client-server-port={client}",
+        f"--dashboard-agent-listen-port={agent}",  # takes jobs up; at the default port another Ray's may listen
         "--include-dashboard=true",
         "--disable-usage-stats",
         f"--object-store-memory={100 * 2**20}",
@@ -110,13 +111,23 @@ def submit(method: str, options: argparse.Namespace, environment: dict[str, str]
     job += [] if method == "dense" else ["--keep-tokens", options.keep_tokens]
     words = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", "."]
     words += ["--runtime-env-json", json.dumps({"excludes": list(EXCLUDED)}), "--", *job]
-    done = subprocess.run(words, cwd=ROOT, env=environment, text=True, capture_output=True)
+    done = run_when_ready(words, environment)
     (options.output / f"{method}.log").write_text(done.stdout + done.stderr)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
         sys.exit(f"the {method} run failed; its last words:\n{done.stdout[-2000:]}")
     sample = answer_sample(open_output(str(options.output / method)), most=1)
     return {**json.loads(lines[-1]), "visual_tokens": sample["visual_tokens"][0] if sample else None}
+
+
+def run_when_ready(words: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """A `ray job submit`; Ray's dashboard is there, on a busy machine, before what takes jobs up."""
+    deadline = time.monotonic() + RAY_SECONDS
+    while True:
+        done = subprocess.run(words, cwd=ROOT, env=environment, text=True, capture_output=True)
+        if "No available agent" not in done.stdout + done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(1)
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:

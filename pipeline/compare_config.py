@@ -20,7 +20,7 @@ SHARED = (
     *("input", "output", "model", "text_tower", "prompt", "system_prompt", "max_new_tokens", "metric", "image_aspect"),
     *("replicas", "cpus_per_replica", "gpus_per_replica", "batch_size", "dtype", "device"),
     *("max_image_bytes", "max_pixels", "max_text_bytes", "max_header_bytes", "max_questions"),
-    *("max_row_bytes", "read_attempts"),
+    *("max_row_bytes", "read_attempts", "storage_timeout"),
     *("max_attempts", "lease_timeout", "start_timeout", "stop_grace"),
     *("tracking_uri", "experiment", "run_name", "parent_run", "log_every", "overwrite"),
 )

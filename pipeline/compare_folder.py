@@ -92,7 +92,7 @@ def prepare_comparison(
             no comparison accounts for.
         StorageError: the output cannot be written.
     """
-    output = open_output(config.output)
+    output = open_output(config.output, config.storage_timeout)
     output.check_writable()
     earlier = read_run(output, RECORD_PATH)
     if config.overwrite and earlier is not None:
@@ -107,7 +107,8 @@ def prepare_comparison(
     if earlier is not None:
         _refuse_other(output, earlier, depends, manifest)
     runs = {
-        setting: prepare(open_output(setting_url(config.output, setting)), values) for setting, values in whole.items()
+        setting: prepare(open_output(setting_url(config.output, setting), config.storage_timeout), values)
+        for setting, values in whole.items()
     }
     folder = CompareFolder(output, runs, dict(earlier or {"program": PROGRAM, "created": now}))
     sample = {"digest": hashlib.sha256(json.dumps(manifest).encode()).hexdigest()[:16], "shards": manifest}

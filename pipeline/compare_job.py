@@ -65,7 +65,7 @@ def compare(config: CompareConfig, cluster: CompareCluster) -> CompareResult:
     written, budgets = config.wanted
     digest, shape = checked_shape(config.model, config.text_tower)
     check_settings(written, budgets, shape)
-    output = open_output(config.output)
+    output = open_output(config.output, config.storage_timeout)
     with DriverLock(output) as lock:
         names = {} if config.overwrite else known_names(config.output, DENSE)
         refs = spread_samples(list_shards(config.input, names), config.samples, config.read_limits)
@@ -115,6 +115,9 @@ class _Job:
             self.progress.close()
             if ending.exit_code == 0:
                 ending = self._verified()
+            else:
+                self.lock.output.hurry()
+                self.folder.output.hurry()
             if ending.exit_code == 0:
                 comparison = self._compared()
                 self.progress.say(comparison.recommendation)
@@ -138,8 +141,11 @@ class _Job:
         spec = compare_worker_spec(self.config, self.folder, self.refs)
         with self.cluster(self.config, spec) as cluster:
             # Times are compared within one pass over a shard, so it is not cut.
-            watched = self.meter, self.progress, self._record, self.lock.lost
+            watched = self.meter, self.progress, self._record, self._hindrance
             return ShardLoop(self.config, cluster, *watched, slices=False).run(self.pending)
+
+    def _hindrance(self) -> str:
+        return self.lock.hindrance or self.lock.output.trouble
 
     def _record(self) -> None:
         """Metrics are for looking at: an output that does not take them now must not stop the shards."""

@@ -81,8 +81,9 @@ class CompareWorker:
             setting: first if setting == self.dense else Replica(replace(others, reduction=setting), checkpoint, tower)
             for setting in settings
         }
-        self.output = open_output(output)
-        self.outputs: dict[str, Output] = {setting: open_output(url) for setting, url in settings.items()}
+        timeout = (limits or ReadLimits()).timeout
+        self.output = open_output(output, timeout)
+        self.outputs: dict[str, Output] = {setting: open_output(url, timeout) for setting, url in settings.items()}
         self.provenance, self.repeats, self.start = provenance, repeats, start
         self.examples = dict(examples or {})
         self.preparation = Preparation(

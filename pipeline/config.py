@@ -99,6 +99,9 @@ class RunConfig:
     max_questions: int = option("images of more questions are quarantined", _LIMITS.max_questions, convert=count(1))
     max_row_bytes: int = option("rows of a shard above this end it", _LIMITS.max_row_bytes, convert=byte_count)
     read_attempts: int = option("tries per read from remote storage", _LIMITS.attempts, convert=count(1))
+    storage_timeout: float = option(
+        "seconds that remote storage may not answer before the run ends", _LIMITS.timeout, convert=number(1)
+    )
     tracking_uri: str = option("MLflow tracking store", "sqlite:///mlflow.db")
     experiment: str = option("MLflow experiment", "ficoco-annotate")
     run_name: str | None = option("MLflow run name; else the output's name", None)

@@ -2,20 +2,19 @@
 
 On the same machine the operating system says whether the holder lives. From another machine only the heartbeat can
 tell: a lock whose heartbeat is older than `ttl` is watched for a while and taken over when it stays still, so neither a
-killed driver nor a clock that jumped locks an output for ever.
+killed driver nor a clock that jumped locks an output for ever. On S3 and on a local disk looking at the lock and
+replacing it are one step; on other storage whoever replaces it looks again after a while.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +23,8 @@ from pipeline.errors import UserError
 from pipeline.storage import Output, StorageError
 
 LOCK_PATH = "driver.lock"
+LAST_BEAT = 5.0
+"""Seconds that giving the lock back waits for a heartbeat under way."""
 LOCAL_SETTLE, REMOTE_SETTLE = 0.2, 2.0
 """Seconds between taking over a dead driver's lock and looking whether another one did the same."""
 
@@ -45,6 +46,11 @@ class DriverLock:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
+    @property
+    def hindrance(self) -> str:
+        """Why the holder must not go on; empty while it may."""
+        return "another run has taken over this output, so this one stopped" if self.lost.is_set() else ""
+
     def acquire(self) -> Self:
         """Take the lock and keep it alive from a thread.
 
@@ -53,14 +59,15 @@ class DriverLock:
             StorageError: the output cannot be written.
         """
         while not self.output.put_new(LOCK_PATH, self._content()):
-            holder = self._holder()
-            if holder is None:
+            found = self._found()
+            if found is None:
                 continue
+            holder = _about(found)
             if holder.get("owner") == self._owner:
                 break  # it was written, and the storage's answer to that got lost
             if not self._is_dead(holder):
                 raise UserError(self._refusal(holder))
-            if self._take_over(holder):
+            if self._take_over(found):
                 break
         self._thread = threading.Thread(target=self._keep_alive, name="driver-lock", daemon=True)
         self._thread.start()
@@ -70,10 +77,9 @@ class DriverLock:
         """Give the lock back, if it is still this driver's; on storage that fails now it is left to expire."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(LAST_BEAT)
         with suppress(StorageError):
-            holder = self._holder()
-            if holder is not None and holder.get("owner") == self._owner:
+            if self._is_mine(self._found()):
                 self.output.delete(LOCK_PATH)
 
     def __enter__(self) -> Self:
@@ -97,17 +103,15 @@ class DriverLock:
         }
         return (json.dumps(about) + "\n").encode()
 
-    def _holder(self) -> dict[str, Any] | None:
-        """What the lock file says; None when it has gone, an empty holder when it cannot be understood."""
+    def _found(self) -> bytes | None:
+        """The lock file's content; None when it has gone."""
         try:
-            about = json.loads(self.output.read(LOCK_PATH))
+            return self.output.read(LOCK_PATH)
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            if isinstance(error, StorageError):
-                raise
-            return {}
-        return about if isinstance(about, dict) else {}
+
+    def _is_mine(self, found: bytes | None) -> bool:
+        return found is not None and _about(found).get("owner") == self._owner
 
     def _is_dead(self, holder: dict[str, Any]) -> bool:
         if _same_machine(holder):
@@ -122,34 +126,18 @@ class DriverLock:
         deadline = time.monotonic() + float(holder.get("ttl") or self.ttl) * 2 / 3
         while time.monotonic() < deadline:
             time.sleep(min(1.0, self.ttl / 12))
-            if self._holder() != holder:
+            found = self._found()
+            if found is None or _about(found) != holder:
                 return False
         return True
 
-    def _take_over(self, dead: dict[str, Any]) -> bool:
+    def _take_over(self, dead: bytes) -> bool:
         """Take a dead driver's lock, unless another driver was quicker."""
-        with self._alone():
-            if self._holder() != dead:
-                return False
-            self.output.put_atomic(LOCK_PATH, self._content())
+        if not self.output.put_instead(LOCK_PATH, self._content(), dead):
+            return False
+        # Storage that cannot do both in one step may have taken two drivers' files: the last one holds.
         time.sleep(REMOTE_SETTLE if self.output.local_root is None else LOCAL_SETTLE)
-        holder = self._holder()
-        return holder is not None and holder.get("owner") == self._owner
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keeps other drivers of this machine out; other machines are met by looking again after a while."""
-        root = self.output.local_root
-        if root is None:
-            yield
-            return
-        folder = os.open(root, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(folder, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(folder)
+        return self._is_mine(self._found())
 
     def _refusal(self, holder: dict[str, Any]) -> str:
         age = max(0, round(time.time() - float(holder.get("time") or 0.0)))
@@ -160,13 +148,25 @@ class DriverLock:
         """A heartbeat that fails is tried again at the next; the lock is lost only when someone else has it."""
         while not self._stop.wait(self.ttl / 4):
             try:
-                holder = self._holder()
-                if holder is not None and holder.get("owner") != self._owner:
+                found = self._found()
+                if found is None:
+                    self.output.put_new(LOCK_PATH, self._content())
+                elif self._is_mine(found):
+                    self.output.put_instead(LOCK_PATH, self._content(), found)
+                else:
                     self.lost.set()
                     return
-                self.output.put_atomic(LOCK_PATH, self._content())
             except UserError:
                 continue
+
+
+def _about(found: bytes) -> dict[str, Any]:
+    """What a lock file says; empty where it cannot be understood."""
+    try:
+        about = json.loads(found)
+    except ValueError:
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 def _same_machine(holder: dict[str, Any]) -> bool:

@@ -1,35 +1,23 @@
-"""Where output files live: a local folder, or any storage fsspec speaks to. Both write a file whole or not at all."""
+"""What an output needs of the place where its files live, and a local folder as such a place."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import fsspec
+from typing import Protocol
 
 from pipeline.faults import fault_point
 
 TEMPORARY_SUFFIX = ".tmp"
-READ_AHEAD = 512
-"""Files fetched together by `read_many` on remote storage."""
 READERS, FILES_PER_READER = 8, 128
 """Threads of `read_many` on a local disk, for files that are not in the page cache, and what each takes at a time."""
-S3_OPTIONS: dict[str, Any] = {
-    "max_concurrency": 1,  # a read is then one GET, without a HEAD to see whether to split it
-    "config_kwargs": {
-        "retries": {"mode": "standard", "max_attempts": 8},
-        "connect_timeout": 10,
-        "read_timeout": 30,
-    },
-}
-"""botocore repeats 500, 502, 503, 504, throttling answers and silence, with exponential backoff up to 20 s a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +34,10 @@ class FileStore(Protocol):
 
     def create(self, path: str, data: bytes) -> None:
         """Like `write`, but raises FileExistsError when there is such a file already."""
+        ...
+
+    def replace(self, path: str, data: bytes, expected: bytes) -> bool:
+        """Like `write`, but only if the file's content is `expected`; says whether it was."""
         ...
 
     def read(self, path: str) -> bytes: ...
@@ -85,6 +77,17 @@ class LocalStore:
             target.hardlink_to(temporary)
         finally:
             temporary.unlink()
+
+    def replace(self, path: str, data: bytes, expected: bytes) -> bool:
+        """Processes of this machine keep out of each other's way; those of others that mount the folder may not."""
+        try:
+            with _locked(self.root):
+                if self.read(path) != expected:
+                    return False
+                self.write(path, data)
+                return True
+        except FileNotFoundError:
+            return False
 
     def read(self, path: str) -> bytes:
         return (self.root / path).read_bytes()
@@ -127,47 +130,6 @@ class LocalStore:
         (self.root / path).unlink(missing_ok=True)
 
 
-class RemoteStore:
-    """A folder on a storage that fsspec opens. One PUT makes a file, so it is there whole or not at all."""
-
-    def __init__(self, url: str) -> None:
-        options = S3_OPTIONS if url.startswith(("s3://", "s3a://")) else {}
-        self.fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
-        self.root = root.rstrip("/")
-
-    def write(self, path: str, data: bytes) -> None:
-        fault_point("temporary-written")
-        self.fs.pipe_file(self._full(path), data)
-
-    def create(self, path: str, data: bytes) -> None:
-        self.fs.pipe_file(self._full(path), data, mode="create")
-
-    def read(self, path: str) -> bytes:
-        return self.fs.cat_file(self._full(path))
-
-    def read_many(self, paths: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
-        for start in range(0, len(paths), READ_AHEAD):
-            wanted = paths[start : start + READ_AHEAD]
-            contents = self.fs.cat([self._full(path) for path in wanted], on_error="return")
-            for path in wanted:
-                content = contents.get(self._full(path))
-                yield path, content if isinstance(content, bytes) else None
-
-    def exists(self, path: str) -> bool:
-        return bool(self.fs.exists(self._full(path)))
-
-    def list(self, prefix: str) -> list[StoredFile]:
-        found = self.fs.find(self._full(prefix), detail=True)
-        return [StoredFile(path[len(self.root) + 1 :], int(about["size"] or 0)) for path, about in found.items()]
-
-    def delete(self, path: str) -> None:
-        with suppress(FileNotFoundError):
-            self.fs.rm_file(self._full(path))
-
-    def _full(self, path: str) -> str:
-        return f"{self.root}/{path.strip('/')}".rstrip("/")
-
-
 def _read_all(root: str, paths: Sequence[str]) -> list[tuple[str, bytes | None]]:
     found: list[tuple[str, bytes | None]] = []
     for path in paths:
@@ -198,5 +160,16 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(descriptor)

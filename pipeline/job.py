@@ -22,8 +22,9 @@ from pipeline.progress import Progress
 from pipeline.records import ShardRef
 from pipeline.run_folder import METRICS_PATH, RUN_PATH, RunFolder, prepare
 from pipeline.shard_loop import Ending, ShardLoop
+from pipeline.staged_slices import taken_up
 from pipeline.storage import Output, StorageError, open_output
-from pipeline.tasks import Retry
+from pipeline.tasks import Begun, Retry
 from pipeline.totals import Totals
 from pipeline.tracked_run import about_run
 from pipeline.tracking import CLOSE_SECONDS, Tracker
@@ -65,7 +66,7 @@ def run(config: RunConfig, parts: JobParts, remarks: Mapping[str, Any] | None = 
     began = time.monotonic()
     digests = {"model_digest": parts.check_model(config), "text_tower_digest": parts.check_text_tower(config)}
     settings = {**config.as_dict(), **digests, **(remarks or {})}
-    output = open_output(config.output)
+    output = open_output(config.output, config.storage_timeout)
     with DriverLock(output) as lock:
         scan = LedgerScan() if config.overwrite else Ledger(output).scan()
         refs = first_samples(list_shards(config.input, scan.known_names), config.limit, config.read_limits)
@@ -108,6 +109,8 @@ class _Job:
             self.progress.close()
             if ending.exit_code == 0:
                 totals, ending = self._verified()
+            else:
+                self.output.hurry()
             if ending.exit_code == 0:
                 self.folder.succeed(totals)
             elif ending.reason:
@@ -128,7 +131,16 @@ class _Job:
             self.progress.say(f"{sentence}; the shard is done again")
         if self.folder.resumed:
             self.progress.say(f"continuing: {len(self.refs) - len(pending)} of {len(self.refs)} shards are done")
+            pending = self._taken_up(pending)
         return [*pending, *self._retries()] if self.config.retry_quarantined else pending
+
+    def _taken_up(self, pending: list[ShardRef]) -> list[ShardRef]:
+        """The same shards, and what an earlier start has done of them."""
+        refs = taken_up(self.output, pending, self.folder.provenance)
+        slices = [len(ref.task.staged) for ref in refs if isinstance(ref.task, Begun)]
+        if slices:
+            self.progress.say(f"{sum(slices)} slices of {len(slices)} unfinished shards are done")
+        return refs
 
     def _retries(self) -> list[ShardRef]:
         """The shards whose quarantine is asked again."""
@@ -145,8 +157,11 @@ class _Job:
         self.folder.reopen()
         spec = self.parts.worker_spec(self.config, self.folder)
         with self.parts.cluster(self.config, spec) as cluster:
-            watched = (self.meter, self.progress, self._record, self.lock.lost)
+            watched = (self.meter, self.progress, self._record, self._hindrance)
             return ShardLoop(self.config, cluster, *watched, started=self._note_replica).run(pending)
+
+    def _hindrance(self) -> str:
+        return self.lock.hindrance or self.output.trouble
 
     def _note_replica(self, description: Mapping[str, Any]) -> None:
         try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.division import PIECES, Division
 from pipeline.records import ShardRef, ShardReport, SliceReport
-from pipeline.tasks import END, Retry, Slice, Task
+from pipeline.tasks import END, Begun, Retry, Slice, Task
 
 LOSSES = 2
 """Replicas lost on the same work before it is cut: one may have died of something else."""
@@ -21,6 +21,8 @@ SLICES_PER_REPLICA = 3
 """Where shards are fewer than replicas: enough that none waits long for the last."""
 SMALLEST_SLICED = 2**20
 """Bytes of a shard that is worth more than one replica."""
+HOURS_OF_WORK = 4 * 2**30
+"""Bytes of a shard that must not be lost with the run: a replica's last one is done in slices, which stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Narrowed:
 
 
 class LeaseQueue:
-    """Shards, the largest first; one that failed goes to the end, so it never holds up the others.
+    """Shards: those begun first, then the largest; one that failed goes to the end, so it never holds up the others.
 
     What has killed a replica is tried again at once: doing so again tells the work's fault from the machine's.
 
@@ -68,8 +70,8 @@ class LeaseQueue:
     """
 
     def __init__(self, refs: Iterable[ShardRef], max_attempts: int, slices: bool = True) -> None:
-        largest_first = sorted(refs, key=lambda ref: math.inf if ref.size is None else ref.size, reverse=True)
-        self._waiting = deque(Lease(ref, 1) for ref in largest_first)
+        ordered = sorted(refs, key=_urgency, reverse=True)
+        self._waiting = deque(Lease(ref, 1) for ref in ordered)
         self._urgent: deque[Lease] = deque()
         """Slices, and what is tried again at once."""
         self._promised: dict[Hashable, Lease] = {}
@@ -96,6 +98,8 @@ class LeaseQueue:
         """Set a shard aside for a replica, which may then read it ahead; None where it has one, or few are left."""
         if self._urgent or replica in self._promised or len(self._waiting) <= SLICES_PER_REPLICA * replicas:
             return None
+        if isinstance(self._waiting[0].ref.task, Begun):
+            return None
         self._promised[replica] = self._waiting.popleft()
         return self._promised[replica].ref
 
@@ -113,8 +117,11 @@ class LeaseQueue:
         elif self._waiting:
             shards = len(self._waiting)
             lease = self._waiting.popleft()
-            if shards < replicas and self._worth_slicing(lease):
-                lease = self._divide(lease, math.ceil(SLICES_PER_REPLICA * replicas / shards))
+            parts = math.ceil(SLICES_PER_REPLICA * replicas / shards)
+            if isinstance(lease.ref.task, Begun) or (shards <= replicas and self._worth_slicing(lease, HOURS_OF_WORK)):
+                lease = self._divide(lease, max(PIECES, parts))
+            elif shards < replicas and self._worth_slicing(lease):
+                lease = self._divide(lease, parts)
         elif self._promised:
             # Whoever is free first does it: the one it was promised to has other work.
             lease = self._promised.pop(next(iter(self._promised)))
@@ -172,8 +179,11 @@ class LeaseQueue:
         ref, task = lease.ref, lease.ref.task
         if isinstance(task, Retry):
             if task.spare_lethal:
-                return self._give_up(lease, reason)
-            self._hurry(ref, [Retry(spare_lethal=True)])
+                again = replace(lease, ref=replace(ref, again=task))
+                self._urgent.appendleft(self._divide(again, PIECES))
+                self._divisions[ref.url].failures = lease.attempt
+            else:
+                self._hurry(ref, [Retry(spare_lethal=True)])
             return Narrowed(ref, reason)
         if not isinstance(task, Slice):
             self._urgent.appendleft(self._divide(lease, PIECES))
@@ -184,8 +194,10 @@ class LeaseQueue:
         return Narrowed(ref, reason, task.first if slices[0].condemned else None)
 
     def _divide(self, lease: Lease, parts: int) -> Lease:
-        self._divisions[lease.ref.url] = Division(lease.ref, parts)
-        return Lease(replace(lease.ref, task=END), 1)
+        division = self._divisions[lease.ref.url] = Division(lease.ref, parts)
+        first, *others = division.first()
+        self._hurry(division.ref, others)
+        return Lease(replace(division.ref, task=first), 1)
 
     def _hurry(self, ref: ShardRef, tasks: list[Task]) -> None:
         self._urgent.extendleft(Lease(replace(ref, task=task), 1) for task in reversed(tasks))
@@ -195,10 +207,11 @@ class LeaseQueue:
         division = self._divisions.pop(lease.ref.url, None)
         self._urgent = deque(other for other in self._urgent if other.ref.url != lease.ref.url)
         attempts = division.failures if division else lease.attempt
-        return FailedShard(replace(lease.ref, task=None), attempts, reason)
+        return FailedShard(replace(lease.ref, task=None, again=None), attempts, reason)
 
-    def _worth_slicing(self, lease: Lease) -> bool:
-        return self._slices and lease.ref.task is None and (lease.ref.size or 0) >= SMALLEST_SLICED
+    def _worth_slicing(self, lease: Lease, least: int = SMALLEST_SLICED) -> bool:
+        large = lease.ref.task is None and (lease.ref.size or 0) >= least
+        return self._slices and (large or isinstance(lease.ref.task, Begun))
 
     def _given_up(self, lease: Lease) -> bool:
         """Whether it is a piece of a shard that was given up while this was being worked on."""
@@ -207,6 +220,10 @@ class LeaseQueue:
             and not isinstance(lease.ref.task, Retry)
             and lease.ref.url not in self._divisions
         )
+
+
+def _urgency(ref: ShardRef) -> tuple[bool, float]:
+    return isinstance(ref.task, Begun), math.inf if ref.size is None else ref.size
 
 
 def _can_kill(task: Task) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.outage import STORAGE_TIMEOUT
 
 _MEGABYTE = 2**20
 PIL_MAX_PIXELS = 2 * 89_478_485
@@ -20,6 +21,7 @@ _OPTIONS = {
     "max_questions": "max_questions",
     "max_row_bytes": "max_row_bytes",
     "read_attempts": "attempts",
+    "storage_timeout": "timeout",
 }
 """Setting of a run -> its field here."""
 
@@ -46,6 +48,8 @@ class ReadLimits:
     """How often a read from remote storage is tried before the shard is given back."""
     retry_seconds: float = 0.5
     """Wait before the second attempt; doubled before each one after it."""
+    timeout: float = STORAGE_TIMEOUT
+    """Seconds without success after which there is no further attempt."""
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> ReadLimits:

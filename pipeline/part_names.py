@@ -16,8 +16,9 @@ _OWN_FILE = re.compile(
     r"(run\.json|_SUCCESS|metrics\.jsonl|driver\.lock"
     r"|(data|quarantine)/[^/]+-[0-9a-f]{8}(\.r\d+)?\.parquet"
     r"|ledger/[^/]+-[0-9a-f]{8}\.json"
-    r"|staged/[^/]+-[0-9a-f]{8}\.\d+-(\d+|end)\.json\.zst)$"
+    r"|staged/[^/]+-[0-9a-f]{8}\.\d+-(\d+|end)\.[0-9a-f]{8}\.json\.zst)$"
 )
+_STAGED = re.compile(r"staged/(.+-[0-9a-f]{8})\.(\d{1,20})-(\d{1,20}|end)\.([0-9a-f]{8})\.json\.zst")
 _TEMPORARY = re.compile(r"(.+/)?\.[^/]+\.\d+-[0-9a-f]{8}\.tmp$|\.probe-[0-9a-f]{8}$")
 
 
@@ -45,9 +46,15 @@ def report_path(stem: str) -> str:
     return f"ledger/{stem}.json"
 
 
-def staged_path(stem: str, first: int, stop: int | None) -> str:
-    """A slice's result before its shard is committed."""
-    return f"staged/{stem}.{first}-{'end' if stop is None else stop}.json.zst"
+def staged_path(stem: str, first: int, stop: int | None, state: str) -> str:
+    """A slice's result before its shard is committed; `state` tells apart what other runs or other contents staged."""
+    return f"staged/{stem}.{first}-{'end' if stop is None else stop}.{state}.json.zst"
+
+
+def parse_staged(path: str) -> tuple[str, int, int | None, str] | None:
+    """What `staged_path` was given for this path; None where it is none of its."""
+    match = _STAGED.fullmatch(path)
+    return match and (match[1], int(match[2]), None if match[3] == "end" else int(match[3]), match[4])
 
 
 def is_staged(path: str) -> bool:

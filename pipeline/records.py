@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from pipeline.tasks import Task
+from pipeline.tasks import Retry, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,8 @@ class ShardRef:
     """Read only this many samples, the first ones; None for all."""
     task: Task | None = None
     """What is to be done with it; None: answer and commit all of it."""
+    again: Retry | None = None
+    """Where given, its slices ask only what its quarantine holds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-import fsspec
-
 from pipeline.errors import UserError
 from pipeline.limits import ReadLimits
 from pipeline.locations import SHARD_SUFFIXES, is_http, is_shard_name, parts, redact, without_secrets
+from pipeline.remote_store import open_filesystem
 from pipeline.search import Found
 from pipeline.sources import as_meant
 
@@ -79,7 +78,7 @@ def _found(url: str, root: int, info: Mapping[str, Any] | None) -> Found:
 
 def _info(url: str) -> Mapping[str, Any] | None:
     def look() -> Mapping[str, Any] | None:
-        filesystem, path = fsspec.url_to_fs(url)
+        filesystem, path = open_filesystem(url)
         filesystem.invalidate_cache()
         try:
             return filesystem.info(path)
@@ -93,7 +92,7 @@ def _info(url: str) -> Mapping[str, Any] | None:
 
 def _list(location: str, wildcard: bool, depth: int | None = None) -> dict[str, Mapping[str, Any]]:
     """URL -> what the storage says of it. A listing that finds nothing is empty, not an error."""
-    filesystem, path = fsspec.url_to_fs(location)
+    filesystem, path = open_filesystem(location)
     filesystem.invalidate_cache()
     try:
         if wildcard:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 from pipeline.commit import amend_shard
 from pipeline.ledger import Ledger
 from pipeline.parquet import clean
-from pipeline.records import Answer, Rejection, Sample, ShardRef, ShardReport
+from pipeline.records import Answer, Rejection, Sample, ShardRef, ShardReport, SliceReport
 from pipeline.shards import ShardEnd
 from pipeline.sources import SourceError
+from pipeline.staging import finish_shard, gather, remove_staged
 from pipeline.storage import Output, StorageError
-from pipeline.tasks import LETHAL, Retry
+from pipeline.tasks import LETHAL, Assembly, Retry
 
 Item = Sample | Rejection | ShardEnd
 Select = Callable[[Iterator[Item]], Iterator[Item]]
@@ -37,30 +38,51 @@ def retry_shard(
     Raises:
         StorageError, SourceError: the output or the shard cannot be read now, or the shard gives less than it did.
     """
-    before = Ledger(output).report(ref.name, ref.url)
-    if before is None:
-        raise StorageError(f"{ref.name} has no report in {output.url} any more; run the same command again")
-    remaining = Remaining(output, before, task)
-    now, answers, rejections = annotate(remaining.select)
-    remaining.check(now.samples >= before.samples)
-    rejections = sorted([*rejections, *remaining.spared], key=remaining.position)
-    if not answers and set(rejections) == set(remaining.rejections):
-        return before
-    report = replace(
-        before,
-        samples=now.samples,
-        incomplete=now.incomplete,
-        wall_seconds=before.wall_seconds + now.wall_seconds,
-        seconds=_sums(before.seconds, now.seconds),
-        flops=_sums(before.flops, now.flops),
-    )
-    return amend_shard(output, report, answers, rejections, provenance)
+    remaining = Remaining(output, ref, task)
+    return remaining.amended(*annotate(remaining.select), provenance)
+
+
+def stage_retry(
+    output: Output,
+    ref: ShardRef,
+    task: Retry,
+    provenance: Mapping[str, str],
+    annotate: Callable[[Select], tuple[ShardReport, Sequence[Answer], Sequence[Rejection], int]],
+    window: int = 1,
+) -> ShardReport | SliceReport:
+    """Ask again what the slice that is the shard's task holds of the quarantine, and stage what comes of it.
+
+    Raises as `retry_shard`.
+    """
+    remaining = Remaining(output, ref, task)
+    now, answers, rejections, numbered = annotate(remaining.select)
+    seen = remaining.seen
+    return finish_shard(output, ref, now, answers, rejections, provenance, numbered=numbered, window=window, seen=seen)
+
+
+def assemble_retry(
+    output: Output, ref: ShardRef, retry: Retry, task: Assembly, provenance: Mapping[str, str]
+) -> ShardReport:
+    """What `retry_shard` does, from staged slices.
+
+    Raises as `retry_shard`.
+    """
+    remaining = Remaining(output, ref, retry)
+    now, answers, rejections, seen = gather(output, ref, task, provenance)
+    remaining.meet(seen)
+    amended = remaining.amended(now, answers, rejections, provenance)
+    remove_staged(output, ref, task, provenance)
+    return amended
 
 
 class Remaining:
     """Which questions of a finished shard have no answer."""
 
-    def __init__(self, output: Output, report: ShardReport, task: Retry) -> None:
+    def __init__(self, output: Output, ref: ShardRef, task: Retry) -> None:
+        report = Ledger(output).report(ref.name, ref.url)
+        if report is None:
+            raise StorageError(f"{ref.name} has no report in {output.url} any more; run the same command again")
+        self._output, self._report = output, report
         self.rejections = [Rejection(**row) for row in _rows(output, report, "quarantine/", None)]
         columns = ["key", "question_index"]
         answered = {(row["key"], row["question_index"]) for row in _rows(output, report, "data/", columns)}
@@ -70,7 +92,6 @@ class Remaining:
         self._answered_keys = {key for key, _ in answered}
         self._whole_samples = {row.key for row in self.rejections if row.question_index is None}
         self._places: dict[str, int] = {}
-        self._name = report.shard
 
     def select(self, items: Iterator[Item]) -> Iterator[Item]:
         """Leave out what is answered or spared."""
@@ -79,7 +100,7 @@ class Remaining:
                 yield item
                 continue
             key = clean(item.key)
-            self._places.setdefault(key, len(self._places))
+            self.meet([key])
             if isinstance(item, Sample):
                 questions = tuple(one for one in item.questions if (key, one.index) not in self._ask_not)
                 if questions:
@@ -87,11 +108,45 @@ class Remaining:
             elif not self._settled(item, key):
                 yield item
 
-    def check(self, as_much: bool) -> None:
-        """Raises SourceError where the shard did not give all that it gave before: nothing may vanish."""
+    @property
+    def seen(self) -> list[str]:
+        """Keys met so far, in the shard's order."""
+        return list(self._places)
+
+    def meet(self, keys: Iterable[str]) -> None:
+        """Take note of keys in the shard's order."""
+        for key in keys:
+            self._places.setdefault(key, len(self._places))
+
+    def amended(
+        self,
+        now: ShardReport,
+        answers: Sequence[Answer],
+        rejections: Sequence[Rejection],
+        provenance: Mapping[str, str],
+    ) -> ShardReport:
+        """The shard's report once the answers are added to it; as it was where nothing has changed.
+
+        Raises:
+            SourceError: the shard did not give all that it gave before: nothing may vanish.
+            StorageError: the output cannot be written.
+        """
+        before = self._report
         sampled = {row.key for row in self.rejections if row.stage not in ("open", "read")}
-        if not as_much or not sampled <= self._places.keys():
-            raise SourceError(f"{self._name} gives less now than when it was first read")
+        if now.samples < before.samples or not sampled <= self._places.keys():
+            raise SourceError(f"{before.shard} gives less now than when it was first read")
+        rejections = sorted([*rejections, *self.spared], key=self.position)
+        if not answers and set(rejections) == set(self.rejections):
+            return before
+        report = replace(
+            before,
+            samples=now.samples,
+            incomplete=now.incomplete,
+            wall_seconds=before.wall_seconds + now.wall_seconds,
+            seconds=_sums(before.seconds, now.seconds),
+            flops=_sums(before.flops, now.flops),
+        )
+        return amend_shard(self._output, report, answers, rejections, provenance)
 
     def position(self, row: Rejection) -> tuple[int, int]:
         """Where a row stands in the shard."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +38,7 @@ class ShardLoop:
 
     Args:
         record: called every `config.log_every` seconds and at the end, to track the meter.
-        lock_lost: set when another driver has taken the output over.
+        hindrance: asked often; why the run must not go on, or nothing.
         slices: whether the replicas can do slices of shards.
         started: called with the description of every replica that is ready.
     """
@@ -51,13 +50,14 @@ class ShardLoop:
         meter: Meter,
         progress: Progress,
         record: Callable[[], None],
-        lock_lost: threading.Event,
+        hindrance: Callable[[], str],
         slices: bool = True,
         started: Callable[[Mapping[str, Any]], None] = lambda description: None,
     ) -> None:
         self.config, self.cluster, self.meter, self.progress = config, cluster, meter, progress
-        self._record, self._lock_lost, self._slices = record, lock_lost, slices
+        self._record, self._look_for_hindrance, self._slices = record, hindrance, slices
         self._started = started
+        self._hindrance = ""
         self._shutdown = Shutdown()
         self._failed: list[FailedShard] = []
         self._next_record = config.log_every
@@ -86,7 +86,8 @@ class ShardLoop:
         return self._ending()
 
     def _stopping(self) -> bool:
-        return self._shutdown.requested() or self._lock_lost.is_set() or self._too_many_quarantined()
+        self._hindrance = self._hindrance or self._look_for_hindrance()
+        return self._shutdown.requested() or bool(self._hindrance) or self._too_many_quarantined()
 
     def _handle(self, event: Event) -> None:
         match event:
@@ -126,8 +127,8 @@ class ShardLoop:
         failed = tuple(self._failed)
         if self._shutdown.signal is not None:
             return Ending(self._shutdown.exit_code, f"stopped by {self._shutdown.signal.name}", failed)
-        if self._lock_lost.is_set():
-            return Ending(1, "another run has taken over this output, so this one stopped", failed)
+        if self._hindrance:
+            return Ending(1, self._hindrance, failed)
         if self._too_many_quarantined():
             whole = self.meter.whole
             return Ending(1, f"{whole.quarantined} of {whole.questions} questions are quarantined: too many", failed)

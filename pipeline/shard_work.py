@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from pipeline.batching import plan_batches
@@ -13,7 +14,7 @@ from pipeline.limits import ReadLimits
 from pipeline.preparation import Preparation, Window
 from pipeline.records import FLOP_PARTS, Answer, Rejection, ShardRef, ShardReport, SliceReport
 from pipeline.replica import Replica, ReplicaSettings
-from pipeline.retrying import Select, retry_shard
+from pipeline.retrying import Select, assemble_retry, retry_shard, stage_retry
 from pipeline.staging import assemble, finish_shard
 from pipeline.storage import open_output
 from pipeline.tasks import Assembly, Retry, Slice, Task
@@ -38,7 +39,7 @@ class ShardWorker:
         image_threads: int | None = None,
     ) -> None:
         self.replica = Replica(replica)
-        self.output = open_output(output)
+        self.output = open_output(output, (limits or ReadLimits()).timeout)
         self.provenance = dict(provenance or {})
         self.preparation = Preparation(
             self.replica.transform,
@@ -72,7 +73,12 @@ class ShardWorker:
             ModelFailing: the model fails, whatever it is asked.
         """
         if isinstance(ref.task, Assembly):
+            if ref.again is not None:
+                return assemble_retry(self.output, ref, ref.again, ref.task, self.provenance)
             return assemble(self.output, ref, ref.task, self.provenance)
+        if ref.again is not None:
+            asked = partial(self._annotate, ref)
+            return stage_retry(self.output, ref, ref.again, self.provenance, asked, self.preparation.window)
         if isinstance(ref.task, Retry):
             return retry_shard(
                 self.output, ref, ref.task, self.provenance, lambda select: self._annotate(ref, select)[:3]
@@ -93,7 +99,7 @@ class ShardWorker:
         self, ref: ShardRef, select: Select | None = None
     ) -> tuple[ShardReport, list[Answer], list[Rejection], int]:
         """The costs and rows of a shard, or of what `select` leaves of it, and how many samples it was to have."""
-        self.isolation.forgiving = self._suspect(ref.task)
+        self.isolation.forgiving = ref.again is not None or self._suspect(ref.task)
         self._taken = began = time.perf_counter()
         report = ShardReport(ref.name, ref.url, ref.fingerprint)
         self.replica.engine.stopwatch.seconds.clear()

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, BinaryIO, cast
 
-import fsspec
 import zstandard
 
 from pipeline.limits import ReadLimits
 from pipeline.locations import is_http, is_local, local_path, redact, without_secrets
+from pipeline.remote_store import open_filesystem
 
 _BUFFER_BYTES = 2**20
 _BLOCK_BYTES = 8 * 2**20
@@ -35,7 +35,7 @@ def open_source(location: str, limits: ReadLimits) -> BinaryIO:
 
     Raises:
         FileNotFoundError, PermissionError, IsADirectoryError: it cannot be opened, and trying again would not help.
-        SourceError: remote storage failed ``limits.attempts`` times.
+        SourceError: remote storage failed ``limits.attempts`` times, or for ``limits.timeout`` seconds.
     """
     if is_local(location):
         return local_path(location).open("rb", buffering=_BUFFER_BYTES)
@@ -104,7 +104,7 @@ class _RetryingReader(io.RawIOBase):
             self._file = None
 
     def _open(self) -> None:
-        filesystem, path = fsspec.url_to_fs(self._location)
+        filesystem, path = open_filesystem(self._location)
         block = 0 if is_http(self._location) else _BLOCK_BYTES  # 0 streams: not every HTTP server gives ranges
         self._file = filesystem.open(path, "rb", block_size=block)
         skipped = 0
@@ -115,9 +115,11 @@ class _RetryingReader(io.RawIOBase):
 
     def _retry(self, action: Callable[[], Any]) -> Any:
         failure: Exception | None = None
-        for attempt in range(self._limits.attempts):
+        attempt, deadline = 0, time.monotonic() + self._limits.timeout
+        while attempt < self._limits.attempts and time.monotonic() < deadline:
             if attempt:
                 time.sleep(self._limits.retry_seconds * 2 ** (attempt - 1))
+            attempt += 1
             try:
                 if self._file is None:
                     self._open()
@@ -128,6 +130,4 @@ class _RetryingReader(io.RawIOBase):
                 if isinstance(failure, _FINAL):
                     raise failure from None
         reason = without_secrets(str(failure) or type(failure).__name__, self._location)
-        raise SourceError(
-            f"{redact(self._location)} could not be read in {self._limits.attempts} attempts: {reason}"
-        ) from None
+        raise SourceError(f"{redact(self._location)} could not be read in {attempt} attempts: {reason}") from None

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.file_stores import FileStore, LocalStore, RemoteStore, StoredFile
+from pipeline.file_stores import FileStore, LocalStore, StoredFile
 from pipeline.locations import redact, without_secrets
+from pipeline.outage import STORAGE_TIMEOUT, Outage, StorageAway
+from pipeline.remote_store import RemoteStore
 
 
 class StorageError(UserError):
@@ -28,20 +30,36 @@ ADVICE = {
     errno.EISDIR: "a folder stands where a file should be; choose another --output",
     errno.ENAMETOOLONG: "the path is too long for this file system; choose a shorter --output",
 }
-REFUSED = "the storage refused it, retries included; check address and credentials, then run the same command again"
+CHECK = "check address and credentials, then run the same command again"
+REFUSED = f"the storage refused it; {CHECK}"
 
 
 class Output:
-    """An output folder by path or URL. Pickles as its URL, so replicas open it themselves."""
+    """An output folder by path or URL. Pickles as its URL, so replicas open it themselves.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        timeout: seconds after which remote storage that does not answer is given up.
+    """
+
+    def __init__(self, url: str, timeout: float = STORAGE_TIMEOUT) -> None:
         self._url = url
         self.url = redact(url)
         """The address without credentials, fit for logs."""
-        self._store = _open_store(url)
+        self._timeout = timeout
+        self._outage = Outage(timeout)
+        self._store = _open_store(url, self._outage)
 
-    def __reduce__(self) -> tuple[Callable[[str], Output], tuple[str]]:
-        return open_output, (self._url,)
+    def __reduce__(self) -> tuple[Callable[[str, float], Output], tuple[str, float]]:
+        return open_output, (self._url, self._timeout)
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be read or written for long already; empty where there is no such trouble."""
+        return f"{self.url} has not answered for {self._outage.patience:g} s" if self._outage.too_long else ""
+
+    def hurry(self) -> None:
+        """Wait for storage that does not answer no longer than a moment: the run is over."""
+        self._outage.hurry()
 
     @property
     def local_root(self) -> Path | None:
@@ -67,6 +85,11 @@ class Output:
                     raise
                 return False
             return True
+
+    def put_instead(self, path: str, data: bytes, expected: bytes) -> bool:
+        """Replace a file only if its content is `expected`; say whether it was replaced."""
+        with self._explained("write", path):
+            return self._store.replace(path, data, expected)
 
     def read(self, path: str) -> bytes:
         """The file's bytes.
@@ -128,6 +151,8 @@ class Output:
 def _advice(error: Exception, remote: bool) -> str:
     number = error.errno if isinstance(error, OSError) else None
     first_line = redact(str(error).strip().split("\n")[0]) or type(error).__name__
+    if isinstance(error, StorageAway):
+        return f"{first_line} ({CHECK})"
     if remote:
         return f"{first_line} ({REFUSED})"
     if isinstance(error, FileExistsError):
@@ -137,24 +162,27 @@ def _advice(error: Exception, remote: bool) -> str:
     return ADVICE.get(number, f"{os.strerror(number)} ({first_line})")
 
 
-def _open_store(url: str) -> FileStore:
+def _open_store(url: str, outage: Outage) -> FileStore:
     scheme, separator, rest = url.partition("://")
     if not separator:
         return LocalStore(Path(url).expanduser().absolute())
     if scheme in ("file", "local"):
         return LocalStore(Path(rest).absolute())
     try:
-        return RemoteStore(url)
+        return RemoteStore(url, outage)
     except (ValueError, ImportError) as error:
         raise UserError(
             f"cannot open the output {redact(url)}: {error}; use a local folder or a URL such as s3://bucket/folder"
         ) from error
 
 
-def open_output(url: str) -> Output:
+def open_output(url: str, timeout: float = STORAGE_TIMEOUT) -> Output:
     """The output at a local path or a URL (file://, s3://, and whatever else fsspec opens).
+
+    Args:
+        timeout: seconds after which remote storage that does not answer is given up.
 
     Raises:
         UserError: nothing is known that opens such a URL.
     """
-    return Output(url)
+    return Output(url, timeout)

@@ -28,6 +28,18 @@ class Assembly:
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """Do what is left of a shard of which slices are staged. The driver cuts it up; no replica is asked this."""
+
+    staged: tuple[Slice, ...]
+    """In the shard's order, none over another."""
+    numbered: int = 0
+    """What the slices count in; known where `END` is staged."""
+    window: int = 1
+    """As in `records.SliceReport`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Retry:
     """Ask again what the shard's quarantine holds."""
 
@@ -41,4 +53,4 @@ WHOLE = Slice(0, None)
 END = Slice(2**62, None)
 """What comes behind the samples: how many there are, and whether the shard is whole. Nothing is decoded for it."""
 
-Task = Slice | Assembly | Retry
+Task = Slice | Assembly | Begun | Retry

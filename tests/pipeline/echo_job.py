@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from pipeline.cluster import ShardFailed, WorkerSpec
 from pipeline.command_line import parse_command
@@ -23,13 +27,16 @@ from pipeline.job import JobParts, JobResult, run
 from pipeline.limits import ReadLimits
 from pipeline.places import located
 from pipeline.records import Answer, Rejection, Sample, ShardRef, ShardReport, SliceReport
-from pipeline.retrying import Select, retry_shard
+from pipeline.retrying import Select, assemble_retry, retry_shard, stage_retry
 from pipeline.run_folder import RunFolder
 from pipeline.scoring import score
 from pipeline.shards import ShardEnd, read_shard
 from pipeline.staging import assemble, finish_shard
 from pipeline.storage import open_output
 from pipeline.tasks import Assembly, Retry
+from tests.pipeline.shard_bytes import numbered, tar_bytes
+
+ROOT = Path(__file__).parents[2]
 
 
 class EchoWorker:
@@ -60,7 +67,12 @@ class EchoWorker:
     def work(self, ref: ShardRef) -> ShardReport | SliceReport:
         time.sleep(self.nap)
         if isinstance(ref.task, Assembly):
+            if ref.again is not None:
+                return assemble_retry(open_output(self.output), ref, ref.again, ref.task, self.provenance)
             return assemble(open_output(self.output), ref, ref.task, self.provenance)
+        if ref.again is not None:
+            asked = partial(self._annotate, ref)
+            return stage_retry(open_output(self.output), ref, ref.again, self.provenance, asked)
         if ref.name == self.fail:
             raise OSError("the storage is away")
         if isinstance(ref.task, Retry):
@@ -189,6 +201,26 @@ def run_echo(folder: Path, *more: str, nap: float = 0.0, fail: str = "") -> JobR
     words = ["--input", f"{folder}/corpus", "--output", f"{folder}/out", "--model", "echo"]
     words += ["--tracking-uri", f"sqlite:///{folder}/mlflow.db", *more]
     return run(located(parse_command(words), inside_job=False), echo_parts(nap, fail))
+
+
+def small_corpus(folder: Path, shards: int = 3, samples: int = 4) -> None:
+    """Write `folder/corpus`."""
+    (folder / "corpus").mkdir()
+    for number in range(shards):
+        (folder / "corpus" / f"{number:05d}.tar").write_bytes(tar_bytes(numbered(samples)))
+
+
+def rows(folder: Path, what: str = "data") -> list[dict[str, Any]]:
+    """What stands in `folder/out`."""
+    paths = sorted((folder / "out" / what).glob("*.parquet"))
+    return [row for path in paths for row in pq.read_table(path).to_pylist()]
+
+
+def start_echo(folder: Path, nap: float, *more: str) -> subprocess.Popen[str]:
+    """The same as `run_echo` in a process of its own, to be killed."""
+    words = [sys.executable, "-m", "tests.pipeline.echo_job", str(nap), "--input", f"{folder}/corpus"]
+    words += ["--output", f"{folder}/out", "--model", "echo", "--tracking-uri", f"sqlite:///{folder}/mlflow.db", *more]
+    return subprocess.Popen(words, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 if __name__ == "__main__":

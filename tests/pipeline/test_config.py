@@ -69,6 +69,7 @@ def test_every_option_can_be_given_on_the_command_line_and_in_yaml(tmp_path: Pat
         "max_questions": 5,
         "max_row_bytes": "1M",
         "read_attempts": 2,
+        "storage_timeout": 20,
         "tracking_uri": "sqlite:///x.db",
         "experiment": "e",
         "run_name": "r",
@@ -90,7 +91,7 @@ def test_every_option_can_be_given_on_the_command_line_and_in_yaml(tmp_path: Pat
     file.write_text(json.dumps({name.replace("_", "-"): value for name, value in given.items()}))
     assert parse_command(["--config", str(file)]) == from_words
     assert from_words.max_quarantined == 0.01
-    assert from_words.read_limits == ReadLimits(2**20, 2048, 2**16, 1000, 5, 2**20, 2)
+    assert from_words.read_limits == ReadLimits(2**20, 2048, 2**16, 1000, 5, 2**20, 2, timeout=20)
     assert from_words.as_dict()["reduction"] == "ficoco-vl:11%,split=0.25"
     assert from_words.as_dict()["system_prompt"] == VICUNA_SYSTEM_PROMPT
     json.dumps(from_words.as_dict())

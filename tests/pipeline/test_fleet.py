@@ -7,7 +7,9 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,9 +20,12 @@ from pipeline.dispatch import Dispatcher, DispatchSettings, ReplicaReplaced, Rep
 from pipeline.errors import UserError
 from pipeline.fleet import RayCluster, connected, machines
 from pipeline.leases import FailedShard
+from pipeline.limits import ReadLimits
 from pipeline.listing import list_shards
 from pipeline.placement import Share
 from pipeline.records import ShardRef, ShardReport
+from pipeline.tasks import LETHAL, Retry
+from tests.pipeline.fleet_workers import LethalWorker
 from tests.pipeline.shard_bytes import JPEG, tar_bytes
 
 FACTORY = "tests.pipeline.fleet_workers:Worker"
@@ -133,6 +138,32 @@ def test_samples_that_kill_or_hang_their_replica_are_quarantined_and_all_others_
     identities = {(row["shard"], row["key"], row["question_index"]) for row in answered}
     assert len(identities) == len(answered) == 2 * (60 + 3 - 3)
     assert len([event for event in events if isinstance(event, ReplicaReplaced)]) <= 2 * (2 * math.log2(60) + 2) + 6
+    assert not list((tmp_path / "out" / "staged").iterdir())
+
+
+@pytest.mark.torture
+def test_a_sample_that_kills_only_when_it_is_asked_again_costs_that_sample(tmp_path: Path) -> None:
+    members: list[tuple[str, bytes | dict[str, Any]]] = []
+    for number in range(9):
+        asked = {"questions": ["die" if number == 4 else "what?", "and then?"]}
+        members += [(f"{number:03d}.jpg", JPEG), (f"{number:03d}.json", asked)]
+    (tmp_path / "0.tar").write_bytes(tar_bytes(members))
+    spec = WorkerSpec("tests.pipeline.fleet_workers:LethalWorker", {"output": str(tmp_path / "out")})
+    [shard] = list_shards([str(tmp_path / "0.tar")])
+    first = LethalWorker(str(tmp_path / "out"))
+    first.limits = ReadLimits(max_image_bytes=1)
+    first.work(shard)
+    retry = replace(shard, task=Retry())
+    events = list(Dispatcher(RayCluster(spec, Share(1.0)), [retry], DispatchSettings(replicas=2)).run())
+    [done] = [event for event in events if isinstance(event, ShardReport)]
+    assert (done.answers, done.quarantined) == (16, 2)
+    [part] = (tmp_path / "out" / "quarantine").iterdir()
+    lost = pq.read_table(part).to_pylist()
+    assert [(row["key"], row["question_index"], row["stage"]) for row in lost] == [
+        ("004", 0, "model"),
+        ("004", 1, "model"),
+    ]
+    assert all(row["reason"].startswith(LETHAL) for row in lost)
     assert not list((tmp_path / "out" / "staged").iterdir())
 
 

@@ -3,43 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
 from pipeline.errors import UserError
 from pipeline.metrics_log import MetricsLog
 from pipeline.storage import StorageError
-from tests.pipeline.echo_job import run_echo
-from tests.pipeline.shard_bytes import JPEG, encoded, noise, numbered, tar_bytes
-
-ROOT = Path(__file__).parents[2]
-PICTURE = encoded(noise(120, 120))
-"""43 kB, so that a few of them make a shard worth slicing."""
+from tests.pipeline.echo_job import rows, run_echo, small_corpus
+from tests.pipeline.shard_bytes import JPEG, numbered, tar_bytes
 
 
 @pytest.fixture
 def folder(tmp_path: Path, store_in: Callable[[Path], str]) -> Path:
     """A corpus of three shards with four samples each, and an empty tracking store."""
-    (tmp_path / "corpus").mkdir()
-    for number in range(3):
-        (tmp_path / "corpus" / f"{number:05d}.tar").write_bytes(tar_bytes(numbered(4)))
+    small_corpus(tmp_path)
     store_in(tmp_path)
     return tmp_path
-
-
-def rows(folder: Path, what: str = "data") -> list[dict[str, Any]]:
-    paths = sorted((folder / "out" / what).glob("*.parquet"))
-    return [row for path in paths for row in pq.read_table(path).to_pylist()]
 
 
 def metric(folder: Path, run_id: str, name: str) -> list[tuple[int, float]]:
@@ -67,26 +50,6 @@ def test_a_whole_run_says_what_it_did_everywhere(folder: Path) -> None:
     assert lines[-1]["answers"] == 12.0
     assert metric(folder, summary["mlflow_run_id"], "answers")[-1] == (lines[-1]["step"], 12.0)
     assert not (out / "driver.lock").exists()
-
-
-def test_one_shard_on_two_replicas_is_done_in_slices_and_has_the_bytes_of_one_replica(folder: Path) -> None:
-    for path in (folder / "corpus").iterdir():
-        path.unlink()
-    members = [
-        (f"{i:03d}{e}", c) for i in range(31) for e, c in ((".png", PICTURE), (".json", {"questions": ["a", 5]}))
-    ]
-    data = tar_bytes([*members[:40], ("000.png", JPEG), *members[40:], ("torn.png", JPEG)])
-    (folder / "corpus" / "a.tar").write_bytes(data[:-600])
-    parts = []
-    for replicas in (1, 2):
-        out = folder / f"out-{replicas}"
-        result = run_echo(folder, "--output", str(out), "--replicas", str(replicas), "--metric", "exact")
-        assert (result.exit_code, result.summary["answers"], result.summary["quarantined"]) == (0, 31, 33)
-        assert (out / "staged").exists() == (replicas == 2)
-        parts.append([(path.name, path.read_bytes()) for path in sorted(out.glob("*/*.parquet"))])
-    assert len(parts[0]) == 2
-    assert parts[0] == parts[1]
-    assert not list((folder / "out-2" / "staged").iterdir())
 
 
 def test_a_rerun_does_nothing_again_and_gives_the_same_totals(folder: Path) -> None:
@@ -205,53 +168,3 @@ def test_credentials_are_written_nowhere(folder: Path, monkeypatch: pytest.Monke
     run_echo(folder)
     holders = [path for path in folder.rglob("*") if path.is_file() and b"planted-secret" in path.read_bytes()]
     assert holders == []
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_stops_the_run_which_says_how_to_go_on(folder: Path, number: signal.Signals, code: int) -> None:
-    process = start_program(folder)
-    wait_for_report(folder)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
-    assert f"stopped by {number.name}" in err
-    assert "run the same command again to continue" in err
-    assert json.loads(out.splitlines()[-1])["complete"] is False
-    finish_and_compare(folder)
-
-
-def test_a_killed_driver_is_continued_at_once(folder: Path) -> None:
-    process = start_program(folder)
-    wait_for_report(folder)
-    process.kill()
-    process.wait()
-    assert (folder / "out" / "driver.lock").exists()
-    finish_and_compare(folder)
-
-
-def start_program(folder: Path) -> subprocess.Popen[str]:
-    for number in range(3, 30):
-        (folder / "corpus" / f"{number:05d}.tar").write_bytes(tar_bytes(numbered(2)))
-    words = [sys.executable, "-m", "tests.pipeline.echo_job", "0.3", "--input", f"{folder}/corpus"]
-    words += ["--output", f"{folder}/out", "--model", "echo", "--tracking-uri", f"sqlite:///{folder}/mlflow.db"]
-    return subprocess.Popen(
-        words, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ.copy()
-    )
-
-
-def wait_for_report(folder: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not list((folder / "out" / "ledger").glob("*.json")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def finish_and_compare(folder: Path) -> None:
-    done = len(list((folder / "out" / "ledger").glob("*.json")))
-    assert done < 30
-    assert not (folder / "out" / "_SUCCESS").exists()
-    result = run_echo(folder)
-    assert result.exit_code == 0
-    assert result.summary["answers"] == 3 * 4 + 27 * 2
-    identities = [(row["shard"], row["key"], row["question_index"]) for row in rows(folder)]
-    assert len(identities) == len(set(identities)) == result.summary["answers"]

@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.division import Division
 from pipeline.errors import UserError
 from pipeline.generation import GenerationSettings
 from pipeline.ledger import Ledger
@@ -23,8 +25,8 @@ from pipeline.replica import ReplicaSettings
 from pipeline.retrying import retry_shard
 from pipeline.shard_work import ShardWorker
 from pipeline.sources import SourceError
-from pipeline.storage import open_output
-from pipeline.tasks import LETHAL, Retry
+from pipeline.storage import Output, open_output
+from pipeline.tasks import END, LETHAL, Assembly, Retry, Slice
 from pipeline.verification import verify
 from tests.checkpoint import save_checkpoint
 from tests.pipeline.echo_job import EchoWorker, run_echo
@@ -138,6 +140,83 @@ def texts(output: Path) -> list[tuple[str, int, str]]:
     """In another batch the last bits of a float may differ, so no more than the text is compared."""
     found = [row for path in sorted((output / "data").iterdir()) for row in pq.read_table(path).to_pylist()]
     return [(row["key"], row["question_index"], row["answer"]) for row in found]
+
+
+def test_a_retry_in_slices_gives_what_one_at_once_gives(tmp_path: Path) -> None:
+    """Also where a key comes again, the shard ends in damage, and rows are spared."""
+    path = tmp_path / "a.tar"
+    members = [*numbered(9), ("large.png", LARGE), ("large.json", {"questions": ["One?", 5, "Three?"]})]
+    path.write_bytes(tar_bytes([*members, *numbered(2), ("torn.png", LARGE)])[:-9000])
+    ref = ShardRef("a.tar", str(path), fingerprint="v1")
+    results = []
+    for name in ("whole", "sliced"):
+        output = open_output(str(tmp_path / name))
+        worker = EchoWorker(str(tmp_path / name), {}, None, "none", ReadLimits(max_image_bytes=int(SMALL)), 0.0, "")
+        first = worker.work(replace(ref, task=None))
+        assert isinstance(first, ShardReport)
+        add_lethal_reason(output, first, "large", 0)
+        worker.limits = ReadLimits()
+        if name == "whole":
+            done = worker.work(replace(ref, task=Retry(spare_lethal=True)))
+        else:
+            done = in_slices(worker, replace(ref, again=Retry(spare_lethal=True)), 4)
+        assert isinstance(done, ShardReport)
+        written = {str(one.relative_to(tmp_path / name)): one.read_bytes() for one in output_parts(tmp_path / name)}
+        results.append((written, replace(done, wall_seconds=0.0, seconds={}, flops={})))
+    assert results[0][1].answers == 10
+    for whole, sliced in zip(output_parts(tmp_path / "whole"), output_parts(tmp_path / "sliced"), strict=True):
+        assert pq.read_table(sliced).to_pylist() == pq.read_table(whole).to_pylist()
+    assert results[0] == results[1]
+    assert not list((tmp_path / "sliced" / "staged").iterdir())
+
+
+def test_what_a_condemned_slice_of_a_retry_leaves_in_quarantine_are_its_unanswered_questions(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(tar_bytes([*numbered(2), ("large.png", LARGE), ("large.json", {"questions": ["One?", "Two?"]})]))
+    ref = ShardRef("a.tar", str(path), fingerprint="v1")
+    limits = ReadLimits(max_image_bytes=int(SMALL))
+    worker = EchoWorker(str(tmp_path / "out"), {}, None, "none", limits, 0.0, "")
+    worker.work(ref)
+    worker.limits = ReadLimits()
+    slices = (Slice(0, 2), Slice(2, 3, f"{LETHAL}: killed"), END)
+    for part in slices:
+        worker.work(replace(ref, task=part, again=Retry(spare_lethal=True)))
+    done = worker.work(replace(ref, task=Assembly(slices), again=Retry(spare_lethal=True)))
+    assert isinstance(done, ShardReport)
+    assert (done.answers, done.quarantined) == (2, 2)
+    [left] = (tmp_path / "out" / "quarantine").iterdir()
+    assert {row["reason"] for row in pq.read_table(left).to_pylist()} == {f"{LETHAL}: killed"}
+
+
+def output_parts(output: Path) -> list[Path]:
+    return sorted(output.rglob("*.parquet"))
+
+
+def in_slices(worker: EchoWorker, ref: ShardRef, parts: int) -> ShardReport:
+    """As the driver has it done."""
+    division = Division(ref, parts)
+    tasks = division.first()
+    while True:
+        task = tasks.pop()
+        report = worker.work(replace(ref, task=task))
+        if isinstance(report, ShardReport):
+            return report
+        assert isinstance(task, Slice)
+        tasks += division.finished(task, report)
+
+
+def add_lethal_reason(output: Output, report: ShardReport, key: str, question: int) -> None:
+    """As if a question had killed its replica."""
+    [part] = [one for one in report.parts if str(one["path"]).startswith("quarantine/")]
+    path = (output.local_root or Path()) / str(part["path"])
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    for row in rows:
+        if (row["key"], row["question_index"]) == (key, question):
+            row |= {"stage": "model", "reason": f"{LETHAL}: killed"}
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+    part["bytes"] = path.stat().st_size
+    Ledger(output).commit(report)
 
 
 def test_lethal_rows_are_spared_and_a_shard_that_gives_less_changes_nothing(tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ def worker(checkpoint: Path, output: Path, provenance: str = "1") -> ShardWorker
 
 def in_slices(made: ShardWorker, ref: ShardRef, parts: int) -> tuple[ShardReport, Sequence[Slice]]:
     """As the driver has it done, with the slices last first."""
-    division, tasks = Division(ref, parts), list[Task]([END])
-    slices: list[Slice] = []
+    division, slices = Division(ref, parts), list[Slice]()
+    tasks: list[Task] = division.first()
     while True:
         task = tasks.pop()
         report = made.work(replace(ref, task=task))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,32 @@ def test_put_new_never_replaces_a_file(output: Output) -> None:
     assert output.put_new("driver.lock", b"first")
     assert not output.put_new("driver.lock", b"second")
     assert output.read("driver.lock") == b"first"
+
+
+def test_a_file_is_replaced_only_while_it_is_as_expected(output: Output) -> None:
+    assert not output.put_instead("driver.lock", b"mine", expected=b"")
+    output.put_atomic("driver.lock", b"theirs")
+    assert not output.put_instead("driver.lock", b"mine", expected=b"another's")
+    assert output.read("driver.lock") == b"theirs"
+    assert output.put_instead("driver.lock", b"mine", expected=b"theirs")
+    assert output.read("driver.lock") == b"mine"
+
+
+def test_of_many_that_replace_a_file_at_the_same_moment_one_does(s3: str) -> None:
+    """On S3, whoever comes between another's look and write makes that write fail."""
+    outputs = [open_output(s3) for _ in range(6)]
+    for attempt in range(3):
+        outputs[0].put_atomic("driver.lock", b"dead")
+        start = threading.Barrier(len(outputs))
+
+        def replace(number: int, start: threading.Barrier = start, attempt: int = attempt) -> bool:
+            start.wait()
+            return outputs[number].put_instead("driver.lock", f"{attempt} {number}".encode(), expected=b"dead")
+
+        with ThreadPoolExecutor(len(outputs)) as pool:
+            done = list(pool.map(replace, range(len(outputs))))
+        assert done.count(True) == 1
+        assert outputs[0].read("driver.lock") == f"{attempt} {done.index(True)}".encode()
 
 
 def test_an_output_pickles(output: Output) -> None:
@@ -209,14 +236,30 @@ def test_flaking_storage_is_retried(s3: str, flaky: Flaky) -> None:
     assert flaky.asked == 6
 
 
-def test_storage_that_stays_down_is_one_sentence(s3: str, flaky: Flaky, monkeypatch: pytest.MonkeyPatch) -> None:
-    flaky.always_down = True
-    monkeypatch.setitem(file_stores.S3_OPTIONS, "config_kwargs", {"retries": {"mode": "standard", "max_attempts": 2}})
-    with pytest.raises(
-        StorageError, match=r"cannot write data/part\.parquet in s3://.*then run the same command again"
-    ):
-        open_output(s3).put_atomic("data/part.parquet", b"1")
+def test_storage_that_stays_down_is_one_sentence_after_the_stated_time(s3: str, flaky: Flaky) -> None:
+    output = open_output(s3, timeout=6)
+    output.put_atomic("run.json", b"{}")
+    assert not output.trouble
+    flaky.always_down, flaky.asked = True, 0
+    told = r"cannot write data/part\.parquet in s3://.*has not answered for 6 s.*then run the same command again"
+    with pytest.raises(StorageError, match=told):
+        output.put_atomic("data/part.parquet", b"1")
     assert flaky.asked >= 2
+    assert output.trouble == f"{s3} has not answered for 6 s"
+    flaky.always_down = False
+    output.put_atomic("data/part.parquet", b"1")
+    assert not output.trouble
+
+
+def test_reports_that_cannot_be_read_just_now_are_not_taken_for_damaged_ones(s3: str, flaky: Flaky) -> None:
+    output = open_output(s3, timeout=6)
+    paths = [f"ledger/{number}.json" for number in range(5)]
+    for path in paths:
+        output.put_atomic(path, path.encode())
+    assert dict(output.read_many(paths)) == {path: path.encode() for path in paths}
+    flaky.always_down = True
+    with pytest.raises(StorageError, match="has not answered for 6 s"):
+        list(output.read_many(paths))
 
 
 def test_a_run_on_s3_is_committed_locked_and_verified(s3: str) -> None:

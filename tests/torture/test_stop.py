@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from jobs.demo import EXCLUDED, local_ray
+from jobs.demo import EXCLUDED, local_ray, run_when_ready
 from tests.checkpoint import save_checkpoint
 from tests.torture.processes import PATIENCE, until
 from tests.torture.scene import COMMAND, ROOT, Scene
@@ -67,8 +67,11 @@ def test_an_interrupt_before_work_begins_is_one_sentence(scene: Scene) -> None:
     run.gone()
 
 
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
 def ray(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    command: Sequence[str] = [sys.executable, "-m", "ray.scripts.scripts", *words]
+    command: Sequence[str] = [*RAY, *words]
     return subprocess.run(
         command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=PATIENCE, check=False
     )
@@ -80,7 +83,8 @@ def test_a_submitted_job_that_is_stopped_is_continued_by_submitting_it_again(sce
     excluded = json.dumps({"excludes": [name for name in EXCLUDED if name != "tests"]})
     submit = ["job", "submit", "--working-dir", ".", "--runtime-env-json", excluded]
     with local_ray(scene.folder / "ray") as environment:
-        begun = ray(environment, *submit, "--submission-id", "one", "--no-wait", "--", *work, "1", *more)
+        words = [*RAY, *submit, "--submission-id", "one", "--no-wait", "--", *work, "1", *more]
+        begun = run_when_ready(words, environment)
         assert begun.returncode == 0, begun.stdout + begun.stderr
         until(lambda: scene.reports() >= 2, "two reports")
         stopped = ray(environment, "job", "stop", "one")
