@@ -15,10 +15,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+from filelock import FileLock
 
 from pipeline.locations import redact
 
@@ -29,6 +32,8 @@ MARKER = "shards_done"
 """A metric that every line has: its last step tells what a tracking run has already got."""
 LONGEST_PARAMETER = 500
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 1.0, 60.0
+LOCK_SECONDS = 60.0
+"""How long another run may take to make a store's tables."""
 CLOSE_SECONDS = 20.0
 """How long the end of a run waits for the store."""
 DEFAULTS = {
@@ -254,7 +259,16 @@ def _client(uri: str) -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.ERROR)
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=uri)
+    with _one_at_a_time(uri):
+        client = MlflowClient(tracking_uri=uri)
+        client.get_experiment_by_name("Default")
+    return client
+
+
+def _one_at_a_time(uri: str) -> AbstractContextManager[object]:
+    """Two runs that make the tables of one new SQLite file at once leave it broken for good; a server looks to that."""
+    path = _sqlite_path(uri)
+    return FileLock(f"{path}.lock", timeout=LOCK_SECONDS) if path and path.parent.is_dir() else nullcontext()
 
 
 def _refused_for_good(error: Exception) -> bool:
@@ -282,6 +296,9 @@ def _experiment(client: MlflowClient, name: str, uri: str) -> str:
 
 def _artifacts_beside(uri: str) -> str | None:
     """For a SQLite file the folder beside it: MLflow's own choice is the current folder, whatever that is."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return (Path(urlsplit(uri).path[1:]).absolute().parent / ARTIFACT_FOLDER).as_uri()
+    path = _sqlite_path(uri)
+    return (path.parent / ARTIFACT_FOLDER).as_uri() if path else None
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    return Path(urlsplit(uri).path[1:]).absolute() if uri.startswith("sqlite:///") else None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from mlflow import MlflowClient
 
 from pipeline import tracking
@@ -176,3 +177,16 @@ def _answers(port: int) -> bool:
             return b"200" in connection.recv(100)
     except OSError:
         return False
+
+
+def test_a_new_store_is_made_by_one_run_at_a_time(tmp_path: Path) -> None:
+    database = tmp_path / "new.db"
+    with FileLock(f"{database}.lock"):
+        tracker = Tracker(f"sqlite:///{database}", ABOUT)
+        tracker.log(line(0))
+        assert not tracker.close("FINISHED", {}, 3)
+        assert not database.exists()
+    until(lambda: not tracker._thread.is_alive())
+    client = MlflowClient(f"sqlite:///{database}")
+    assert tracker.run_id is not None
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
