@@ -31,6 +31,7 @@ from pipeline.cluster import Cluster, WorkerSpec
 from pipeline.config import RunConfig
 from pipeline.ledger import Ledger, encode_report
 from pipeline.listing import list_shards
+from pipeline.machine import commit, processor
 from pipeline.meter import Meter
 from pipeline.metrics_log import MetricsLog
 from pipeline.part_names import data_path, file_stem, report_path
@@ -196,7 +197,8 @@ def main() -> None:
         results = measure(args, Path(folder))
     for name, value in results.items():
         print(f"{name}: {value:.3f}")
-    print(json.dumps({**results, "configuration": vars(args), "python": platform.python_version()}))
+    machine = {"device": processor(), "python": platform.python_version()}
+    print(json.dumps({**results, "hardware": machine, "commit": commit(), "configuration": vars(args)}))
 
 
 if __name__ == "__main__":

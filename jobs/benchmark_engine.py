@@ -27,7 +27,8 @@ from pipeline.checkpoint import choose_device, choose_dtype, load_checkpoint
 from pipeline.engine import Engine, Request
 from pipeline.engine_timing import Timing, Work, realised_shares, report, run_once
 from pipeline.generation import GenerationSettings
-from pipeline.machine_speed import commit, copy_gigabytes_per_second, hardware, matmul_tflops, synchronise
+from pipeline.machine import commit
+from pipeline.machine_speed import copy_gigabytes_per_second, hardware, matmul_tflops, synchronise
 from pipeline.random_model import random_llava, random_text_tower, shape_config
 from pipeline.text_towers import text_tower_for
 from reduction.console import run_command

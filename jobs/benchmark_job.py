@@ -27,7 +27,8 @@ from pipeline.batching import Picture, plan_batches
 from pipeline.benchmark_shard import write_shard
 from pipeline.errors import UserError
 from pipeline.generation import GenerationSettings
-from pipeline.machine_speed import commit, hardware
+from pipeline.machine import commit
+from pipeline.machine_speed import hardware
 from pipeline.records import ShardRef
 from pipeline.replica import ReplicaSettings
 from pipeline.shard_work import ShardWorker

@@ -24,7 +24,8 @@ if __name__ == "__main__":
 import torch
 
 from pipeline.benchmark_shard import write_shard
-from pipeline.machine_speed import commit, hardware
+from pipeline.machine import commit
+from pipeline.machine_speed import hardware
 from reduction.console import run_command
 
 ROOT = Path(__file__).resolve().parent.parent

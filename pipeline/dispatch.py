@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline.cluster import Call, Cluster, ReplicaHandle, ReplicaLost, RunStopped, ShardFailed
-from pipeline.leases import FailedShard, Lease, LeaseQueue, Narrowed
+from pipeline.dispatch_events import Event, ReplicaReplaced, ReplicaStarted, Tick
+from pipeline.leases import Lease, LeaseQueue
 from pipeline.patience import Patience
 from pipeline.records import ShardRef, ShardReport
 from pipeline.tasks import LETHAL
@@ -26,26 +27,6 @@ PULSE_SECONDS = 30.0
 """How often a replica is asked for its pulse, or four times within the lease's timeout."""
 FAILED_STARTS = 3
 """Failed starts in a row that end the run when no replica works; one more for every further replica started at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaStarted:
-    description: dict[str, Any]
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaReplaced:
-    description: dict[str, Any]
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Gives the driver time for its own work, also when nothing happens."""
-
-
-Event = ShardReport | FailedShard | Narrowed | ReplicaStarted | ReplicaReplaced | Tick
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,7 @@ once however many questions it has; answers are decoded together, and rows that 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +19,7 @@ from pipeline.generation import Generation, GenerationSettings
 from pipeline.ragged import RaggedDecoder
 from pipeline.step_graphs import StepGraphs, recorded_rows
 from pipeline.steps import EagerSteps
+from pipeline.stopwatch import Stopwatch
 from reduction.schedule import Plan, plan
 from reduction.settings import Reduction, ReductionError
 from reduction.shapes import ModelShape, from_config
@@ -54,22 +53,6 @@ class Batch:
     images: Callable[[], Tensor]
     """Gives the uint8 pictures (i, side, side, 3) once they are needed."""
     requests: Sequence[Request]
-
-
-class Stopwatch:
-    """Seconds spent per stage; on an accelerator each stage ends with a synchronisation."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
 class Engine:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 import time
 from collections.abc import Callable
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+
+from pipeline.machine import processor
 
 LARGEST_PROBE = 2048
 """Width of the layer that `bfloat16_gain` times; wider ones take longer and tell no more."""
@@ -75,27 +75,9 @@ def copy_gigabytes_per_second(device: torch.device) -> float:
 def hardware(device: torch.device) -> dict[str, Any]:
     """Return what a result must carry: processor or GPU, threads, versions."""
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
-
-
-def commit() -> str:
-    """Return the commit that runs, with a mark where files differ from it."""
-    call = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    units = [name for name in ("amx_bf16", "avx512_bf16") if name in flags]
-    return (
-        f"{names[0] if names else platform.processor() or platform.machine()} ({', '.join(units) or 'no bf16 units'})"
-    )

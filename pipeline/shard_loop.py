@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.cluster import Cluster, RunStopped
 from pipeline.config import RunConfig
-from pipeline.dispatch import Dispatcher, DispatchSettings, Event, ReplicaReplaced, ReplicaStarted
+from pipeline.dispatch import Dispatcher, DispatchSettings
+from pipeline.dispatch_events import Event, ReplicaReplaced, ReplicaStarted
 from pipeline.leases import FailedShard, Narrowed
 from pipeline.meter import Meter
 from pipeline.progress import Progress

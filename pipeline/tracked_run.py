@@ -14,8 +14,8 @@ from pipeline.config import RunConfig
 from pipeline.locations import redact
 from pipeline.provenance import code_version
 from pipeline.records import ShardRef
+from pipeline.run_about import RunAbout
 from pipeline.run_folder import RunFolder, redacted
-from pipeline.tracking import RunAbout
 
 DIGEST_LENGTH = 36
 LONGEST_SOURCE = 2000

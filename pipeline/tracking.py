@@ -15,15 +15,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-
-from filelock import FileLock
 
 from pipeline.locations import redact
+from pipeline.run_about import RunAbout
+from pipeline.sqlite_store import artifacts_beside, one_at_a_time
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,8 +29,6 @@ MARKER = "shards_done"
 """A metric that every line has: its last step tells what a tracking run has already got."""
 LONGEST_PARAMETER = 500
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 1.0, 60.0
-LOCK_SECONDS = 60.0
-"""How long another run may take to make a store's tables."""
 CLOSE_SECONDS = 20.0
 """How long the end of a run waits for the store."""
 DEFAULTS = {
@@ -46,25 +41,9 @@ DEFAULTS = {
 PARENT_TAG = "mlflow.parentRunId"
 TABLES_TAG = "mlflow.loggedArtifacts"
 """By which MLflow's pages know a table."""
-ARTIFACT_FOLDER = "mlflow-artifacts"
 _ALLOWED = re.compile(r"[^\w\-. /]")
 
 Step = Callable[["MlflowClient"], None]
-
-
-@dataclass(frozen=True)
-class RunAbout:
-    """What a tracking run is told at its beginning; nothing in it may be a secret."""
-
-    experiment: str
-    name: str
-    parameters: Mapping[str, Any]
-    config_yaml: str
-    dataset_name: str
-    dataset_digest: str
-    dataset_profile: str
-    dataset_source: str
-    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 class Tracker:
@@ -259,16 +238,10 @@ def _client(uri: str) -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.ERROR)
     from mlflow import MlflowClient
 
-    with _one_at_a_time(uri):
+    with one_at_a_time(uri):
         client = MlflowClient(tracking_uri=uri)
         client.get_experiment_by_name("Default")
     return client
-
-
-def _one_at_a_time(uri: str) -> AbstractContextManager[object]:
-    """Two runs that make the tables of one new SQLite file at once leave it broken for good; a server looks to that."""
-    path = _sqlite_path(uri)
-    return FileLock(f"{path}.lock", timeout=LOCK_SECONDS) if path and path.parent.is_dir() else nullcontext()
 
 
 def _refused_for_good(error: Exception) -> bool:
@@ -291,14 +264,4 @@ def _experiment(client: MlflowClient, name: str, uri: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
         return found.experiment_id
-    return client.create_experiment(name, artifact_location=_artifacts_beside(uri))
-
-
-def _artifacts_beside(uri: str) -> str | None:
-    """For a SQLite file the folder beside it: MLflow's own choice is the current folder, whatever that is."""
-    path = _sqlite_path(uri)
-    return (path.parent / ARTIFACT_FOLDER).as_uri() if path else None
-
-
-def _sqlite_path(uri: str) -> Path | None:
-    return Path(urlsplit(uri).path[1:]).absolute() if uri.startswith("sqlite:///") else None
+    return client.create_experiment(name, artifact_location=artifacts_beside(uri))

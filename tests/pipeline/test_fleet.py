@@ -16,7 +16,8 @@ import pytest
 
 from pipeline import fleet
 from pipeline.cluster import RunStopped, WorkerSpec
-from pipeline.dispatch import Dispatcher, DispatchSettings, ReplicaReplaced, ReplicaStarted
+from pipeline.dispatch import Dispatcher, DispatchSettings
+from pipeline.dispatch_events import ReplicaReplaced, ReplicaStarted
 from pipeline.errors import UserError
 from pipeline.fleet import RayCluster, connected, machines
 from pipeline.leases import FailedShard

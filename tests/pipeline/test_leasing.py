@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from pipeline import dispatch, leases, patience
 from pipeline.cluster import ReplicaLost, RunStopped, ShardFailed
-from pipeline.dispatch import Dispatcher, DispatchSettings, ReplicaReplaced
+from pipeline.dispatch import Dispatcher, DispatchSettings
+from pipeline.dispatch_events import ReplicaReplaced
 from pipeline.leases import FailedShard
 from pipeline.records import ShardRef, ShardReport
 from tests.pipeline.scripted_cluster import WINDOW, Outcome, Script, refs, reports

@@ -6,7 +6,8 @@ import pytest
 
 from pipeline import dispatch
 from pipeline.cluster import ReplicaLost, RunStopped, ShardFailed
-from pipeline.dispatch import Dispatcher, DispatchSettings, ReplicaStarted
+from pipeline.dispatch import Dispatcher, DispatchSettings
+from pipeline.dispatch_events import ReplicaStarted
 from pipeline.records import ShardReport
 from tests.pipeline.scripted_cluster import Script, refs, reports
 

@@ -19,7 +19,8 @@ from filelock import FileLock
 from mlflow import MlflowClient
 
 from pipeline import tracking
-from pipeline.tracking import RunAbout, Tracker
+from pipeline.run_about import RunAbout
+from pipeline.tracking import Tracker
 
 ABOUT = RunAbout(
     experiment="captions",
