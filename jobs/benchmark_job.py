@@ -43,6 +43,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--text-tower", help="CLIP model that cdpruner and trim choose by")
     parser.add_argument("--images", type=int, default=256, help="in the shard, one question each")
     parser.add_argument("--side", type=int, default=500, help="longer side of the JPEGs, pixels")
+    parser.add_argument("--draft-jpegs", action="store_true", help="as the job's option of that name")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--max-new-tokens", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
@@ -72,6 +73,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         args.device,
         args.dtype,
         args.batch_size,
+        draft_jpegs=args.draft_jpegs,
         generation=GenerationSettings(max_new_tokens=args.max_new_tokens),
         text_tower=args.text_tower,
     )

@@ -18,6 +18,7 @@ from reduction.budget import Unit, parse_share
 DENSE = "dense"
 SHARED = (
     *("input", "output", "model", "text_tower", "prompt", "system_prompt", "max_new_tokens", "metric", "image_aspect"),
+    "draft_jpegs",
     *("replicas", "cpus_per_replica", "gpus_per_replica", "batch_size", "dtype", "device"),
     *("max_image_bytes", "max_pixels", "max_text_bytes", "max_header_bytes", "max_questions"),
     *("max_row_bytes", "read_attempts", "storage_timeout"),

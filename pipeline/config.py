@@ -70,6 +70,9 @@ class RunConfig:
         "pad",
         choices=("pad", "crop"),
     )
+    draft_jpegs: bool = option(
+        "scale large JPEGs down while they are decoded: faster, pixels off by a few levels", False, convert=flag
+    )
     limit: int | None = option("samples to annotate, the first of the corpus", None, convert=count(1))
     replicas: int | None = option(
         "model replicas; auto: one per GPU, else one per 8 CPU cores", None, convert=auto_or(count(1))

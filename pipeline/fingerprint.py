@@ -20,6 +20,7 @@ ROW_SETTINGS = (
     "top_p",
     "seed",
     "image_aspect",
+    "draft_jpegs",
     "dtype",
     "metric",
     "limit",
@@ -31,6 +32,8 @@ rows are made, not which; on another device or batch size the last bits of a flo
 greedy token. The limits on reading decide what is quarantined; no answer depends on them. `seed` counts only when the
 run samples. The code's version is recorded in every part, but a corrected program may continue a run.
 """
+
+LATER_SETTINGS = ("text_tower_digest", "draft_jpegs")
 
 _NAMES = {"model_digest": "model", "text_tower_digest": "text tower"}
 
@@ -50,9 +53,10 @@ def row_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     settings = {name: _plain(config.get(name)) for name in ROW_SETTINGS}
     if not settings["temperature"]:
         settings.update(temperature=None, top_p=None, seed=None)
-    if settings["text_tower_digest"] is None:
-        # Left out, so that runs without one keep the fingerprint they began with.
-        del settings["text_tower_digest"]
+    for name in LATER_SETTINGS:
+        # Left out where they are not used, so that runs from before they came keep their fingerprint.
+        if not settings[name]:
+            del settings[name]
     return {**settings, "schema": _schema_digest()}
 
 

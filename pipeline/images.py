@@ -61,7 +61,7 @@ class ImageTransform:
     shortest_edge: int | None = None
     """None: ``size``."""
     draft: bool = False
-    """Let libjpeg scale JPEGs down while decoding, to at least twice the target: faster, off by a few levels."""
+    """Let libjpeg scale large JPEGs down while decoding, to at least twice the target: faster, off by a few levels."""
 
     @classmethod
     def from_processor(cls, processor: Any, aspect: Aspect = "pad", draft: bool = False) -> ImageTransform:
@@ -136,7 +136,7 @@ def decode_image(data: bytes, transform: ImageTransform, limits: ReadLimits | No
                 with _LARGE:
                     square = _large_square(image, transform)
             else:
-                drafting = transform.draft and image.format == "JPEG"
+                drafting = transform.draft and _can_be_drafted(image, transform)
                 square = _large_square(image, transform) if drafting else _exact_square(image, transform)
     except ImageError:
         raise
@@ -151,6 +151,12 @@ def _is_large(image: Image.Image, transform: ImageTransform) -> bool:
     side = max(image.size)
     needed = side * side if transform.aspect == "pad" else math.prod(_scaled(image.size, transform.edge))
     return max(image.width * image.height, needed) > _EXACT_PIXELS
+
+
+def _can_be_drafted(image: Image.Image, transform: ImageTransform) -> bool:
+    """Whether half of it, the least that libjpeg scales by, is still twice the target."""
+    side = max(image.size) if transform.aspect == "pad" else min(image.size)
+    return image.format == "JPEG" and side >= 4 * transform.edge
 
 
 def _exact_square(image: Image.Image, transform: ImageTransform) -> Image.Image:

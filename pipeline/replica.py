@@ -38,6 +38,7 @@ class ReplicaSettings:
     dtype: str = "auto"
     batch_size: int | None = None
     image_aspect: Aspect = "pad"
+    draft_jpegs: bool = False
     system_prompt: str | None = None
     metric: str = "none"
     generation: GenerationSettings = field(default_factory=GenerationSettings)
@@ -60,7 +61,7 @@ class Replica:
         self, settings: ReplicaSettings, checkpoint: Checkpoint | None = None, text_tower: TextTower | None = None
     ) -> None:
         self.settings, reduction = settings, Reduction.parse(settings.reduction)
-        self.transform = ImageTransform.from_folder(settings.model, settings.image_aspect)
+        self.transform = ImageTransform.from_folder(settings.model, settings.image_aspect, settings.draft_jpegs)
         checkpoint = checkpoint or load_checkpoint(settings.model, settings.device, settings.dtype)
         self.tokenizer = checkpoint.tokenizer
         self.engine = Engine(

@@ -30,6 +30,7 @@ def replica_settings(config: RunConfig, reduction: str) -> ReplicaSettings:
         dtype=config.dtype,
         batch_size=config.batch_size,
         image_aspect="crop" if config.image_aspect == "crop" else "pad",
+        draft_jpegs=config.draft_jpegs,
         system_prompt=config.system_text,
         metric=config.metric,
         text_tower=config.text_tower,

@@ -50,6 +50,7 @@ def test_every_option_can_be_given_on_the_command_line_and_in_yaml(tmp_path: Pat
         "seed": 3,
         "metric": "vqa",
         "image_aspect": "crop",
+        "draft_jpegs": True,
         "limit": 5,
         "replicas": 2,
         "cpus_per_replica": 0.5,

@@ -27,9 +27,10 @@ def test_every_setting_that_counts_changes_the_fingerprint_and_is_named(name: st
     assert clause.endswith("is now 'other'")
 
 
-def test_a_run_without_a_text_tower_keeps_the_fingerprint_of_before_there_was_one() -> None:
-    assert run_fingerprint({**CONFIG, "text_tower_digest": None}) == run_fingerprint(CONFIG)
-    assert "text_tower_digest" not in row_settings(CONFIG)
+@pytest.mark.parametrize(("name", "unused"), [("text_tower_digest", None), ("draft_jpegs", False)])
+def test_a_run_keeps_the_fingerprint_of_before_there_was_what_it_does_not_use(name: str, unused: object) -> None:
+    assert run_fingerprint({**CONFIG, name: unused}) == run_fingerprint(CONFIG)
+    assert name not in row_settings({**CONFIG, name: unused})
 
 
 @pytest.mark.parametrize("name", ["batch_size", "replicas", "input", "tracking_uri", "device", "model"])

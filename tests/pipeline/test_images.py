@@ -200,6 +200,15 @@ def test_drafted_jpegs_are_close(photograph: Image.Image, aspect: images.Aspect)
     assert (exact != drafted).any()
 
 
+@pytest.mark.parametrize(("side", "same"), [(1343, True), (1344, False)])
+def test_a_jpeg_that_cannot_be_drafted_to_twice_the_target_is_exact(side: int, same: bool) -> None:
+    stored = encoded(PHOTOGRAPHS[0].resize((side, side // 2)), "JPEG")
+    exact, drafted = (
+        decode_image(stored, ImageTransform.from_processor(CLIP, "pad", draft=draft)) for draft in (False, True)
+    )
+    assert (exact == drafted).all() == same
+
+
 def test_threads_decode_the_same() -> None:
     stored = [encoded(photograph, "JPEG") for photograph in PHOTOGRAPHS] * 4
     with ThreadPoolExecutor(4) as pool:
