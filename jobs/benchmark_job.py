@@ -29,16 +29,19 @@ from pipeline.errors import UserError
 from pipeline.generation import GenerationSettings
 from pipeline.machine import commit
 from pipeline.machine_speed import hardware
+from pipeline.random_checkpoint import checkpoint_folder
 from pipeline.records import ShardRef
 from pipeline.replica import ReplicaSettings
 from pipeline.shard_work import ShardWorker
 from reduction.console import run_command
 from reduction.settings import ReductionError
+from reduction.shapes import NAMED
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="hub id or checkpoint folder")
+    parser.add_argument("--model", required=True, help=f"hub id, checkpoint folder, or a shape: {', '.join(NAMED)}")
+    parser.add_argument("--layers", type=int, help="run only so many decoder layers of a named shape")
     parser.add_argument("--reduction", default="ficoco-v:64")
     parser.add_argument("--text-tower", help="CLIP model that cdpruner and trim choose by")
     parser.add_argument("--images", type=int, default=256, help="in the shard, one question each")
@@ -68,7 +71,7 @@ def resident_megabytes() -> float:
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     settings = ReplicaSettings(
-        args.model,
+        checkpoint_folder(args.model, args.layers, folder / "model"),
         args.reduction,
         args.device,
         args.dtype,

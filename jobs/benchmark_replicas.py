@@ -26,14 +26,17 @@ import torch
 from pipeline.benchmark_shard import write_shard
 from pipeline.machine import commit
 from pipeline.machine_speed import hardware
+from pipeline.random_checkpoint import checkpoint_folder
 from reduction.console import run_command
+from reduction.shapes import NAMED
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="hub id or checkpoint folder")
+    parser.add_argument("--model", required=True, help=f"hub id, checkpoint folder, or a shape: {', '.join(NAMED)}")
+    parser.add_argument("--layers", type=int, help="run only so many decoder layers of a named shape")
     parser.add_argument("--reduction", default="ficoco-v:64")
     parser.add_argument("--replicas", default="1,2", help="numbers of replicas; the first is what others are held to")
     parser.add_argument("--cpus-per-replica", type=float, default=1.0)
@@ -53,7 +56,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def run_job(args: argparse.Namespace, folder: Path, replicas: int, turn: int) -> dict[str, Any]:
+def run_job(args: argparse.Namespace, model: str, folder: Path, replicas: int, turn: int) -> dict[str, Any]:
     """Annotate the corpus with `replicas` replicas and return the job's summary.
 
     Raises SystemExit where the job fails, with the end of what it said.
@@ -61,7 +64,7 @@ def run_job(args: argparse.Namespace, folder: Path, replicas: int, turn: int) ->
     options = {
         "--input": folder / "corpus",
         "--output": folder / f"out-{replicas}-{turn}",
-        "--model": args.model,
+        "--model": model,
         "--reduction": args.reduction,
         "--replicas": replicas,
         "--cpus-per-replica": args.cpus_per_replica,
@@ -83,10 +86,11 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     (folder / "corpus").mkdir()
     for number in range(args.shards):
         write_shard(folder / "corpus" / f"{number:05d}.tar", args.images, args.side)
+    model = checkpoint_folder(args.model, args.layers, folder / "model")
     rates: dict[int, list[float]] = {count: [] for count in args.counts}
     for turn in range(args.repeats):
         for count, found in rates.items():
-            found.append(run_job(args, folder, count, turn)["images_per_second"])
+            found.append(run_job(args, model, folder, count, turn)["images_per_second"])
             print(f"repeat {turn + 1}: {count} replicas {found[-1]:.2f} images/s", file=sys.stderr, flush=True)
     first = rates[args.counts[0]]
     return {

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from jobs.benchmark_engine import make_work, parse_arguments, split_settings
+from pipeline.batching import Asked, Picture
 from pipeline.engine import Engine
 from pipeline.engine_timing import REDUCING, realised_shares, run_once, work_flops
 from pipeline.generation import GenerationSettings
+from pipeline.random_checkpoint import checkpoint_folder
 from pipeline.random_model import random_llava, random_text_tower, shape_config
+from pipeline.records import Answer, Question, Sample
+from pipeline.replica import Replica, ReplicaSettings
 from reduction.flops import count
 from reduction.settings import Reduction
-from reduction.shapes import DecoderShape, ModelShape, VisionShape, from_config
+from reduction.shapes import NAMED, DecoderShape, ModelShape, VisionShape, from_config
 from reduction.text_shape import TextShape
 from tests.checkpoint import save_checkpoint
 from tests.clip_checkpoint import save_clip
@@ -127,6 +133,23 @@ def test_a_random_model_has_the_shape_it_was_asked_for_and_finite_answers() -> N
     answers = engine.answer(work.images, work.prefix, work.requests)
     assert [len(answer.tokens) for answer in answers] == [4, 4, 4]
     assert all(answer.mean_logprob == answer.mean_logprob for answer in answers)
+
+
+def test_a_random_checkpoint_answers_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = dataclasses.replace(TOY, decoder=dataclasses.replace(TOY.decoder, vocab=2000))
+    monkeypatch.setitem(NAMED, "toy", words)
+    folder = checkpoint_folder("toy", 2, tmp_path / "model")
+    replica = Replica(ReplicaSettings(folder, "ficoco-v:6", generation=GenerationSettings(max_new_tokens=3)))
+    assert replica.engine.shape.decoder.layers == 2
+    assert replica.transform.size == TOY.vision.image
+    question = Question(0, "0", "What is it?")
+    asked = Asked((0, 0), Sample("s", "k", b"", (question,)), question, replica.prompts.encode(question.text))
+    picture = Picture(np.zeros((56, 56, 3), np.uint8), [asked])
+    ((_, answer, _),) = replica.answer([picture])
+    assert isinstance(answer, Answer)
+    assert answer.generated_tokens == 3
+    assert checkpoint_folder("some/where", None, tmp_path / "unused") == "some/where"
+    assert not (tmp_path / "unused").exists()
 
 
 def test_work_flops_are_the_sum_of_its_requests() -> None:
