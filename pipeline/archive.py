@@ -62,8 +62,11 @@ class TarMembers:
         archive = _HeaderContext(self._stream)
         while (header := self._next_header(archive)) is not None:
             self.members += 1
-            self._size = header.size
-            yield Member(_safe(header.name), _kind(header), header.size)
+            stored = archive.offset - self._stream.tell()
+            # PAX records may give another size than that of what is stored: how long a sparse file would be, or a lie.
+            whole = stored - tarfile.BLOCKSIZE < header.size <= stored
+            self._size = header.size if whole else stored
+            yield Member(_safe(header.name), _kind(header, whole), max(0, header.size))
 
     def read(self) -> bytes:
         """The content of the current member, which must be a file.
@@ -111,7 +114,7 @@ class TarMembers:
                 raise ArchiveError(self._what_is_corrupt(error, ended)) from None
             finally:
                 self._stream.budget = None
-            if archive.offset < self._stream.tell() or header.size < 0:
+            if archive.offset < self._stream.tell():
                 raise ArchiveError("a header gives a negative size")
             return header
 
@@ -213,8 +216,9 @@ class _HeaderContext:
         self.pax_headers: dict[str, Any] = {}
 
 
-def _kind(header: tarfile.TarInfo) -> str:
-    if header.issparse():
+def _kind(header: tarfile.TarInfo, whole: bool) -> str:
+    """`whole`: as many bytes are stored as the header says."""
+    if header.issparse() or (header.isreg() and not whole):
         return "sparse file"
     if header.isreg():
         return FILE
