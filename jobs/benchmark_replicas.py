@@ -40,6 +40,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--reduction", default="ficoco-v:64")
     parser.add_argument("--replicas", default="1,2", help="numbers of replicas; the first is what others are held to")
     parser.add_argument("--cpus-per-replica", type=float, default=1.0)
+    parser.add_argument(
+        "--confine",
+        action="store_true",
+        help="give the whole job as many cores as its replicas have: else one replica decodes images on idle ones",
+    )
     parser.add_argument("--shards", type=int, default=16)
     parser.add_argument("--images", type=int, default=128, help="in each shard, one question each")
     parser.add_argument("--side", type=int, default=500, help="longer side of the JPEGs, pixels")
@@ -75,6 +80,9 @@ def run_job(args: argparse.Namespace, model: str, folder: Path, replicas: int, t
     words = [str(word) for pair in options.items() for word in pair]
     alone = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     command = [sys.executable, str(ROOT / "jobs/caption_corpus.py"), *words]
+    if args.confine:
+        cores = sorted(os.sched_getaffinity(0))[: max(1, round(replicas * args.cpus_per_replica))]
+        command = ["taskset", "--cpu-list", ",".join(map(str, cores)), *command]
     done = subprocess.run(command, capture_output=True, text=True, env=alone, check=False)
     if done.returncode:
         sys.exit(f"error: the job with {replicas} replicas failed: {done.stderr.strip()[-500:]}")
