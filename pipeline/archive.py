@@ -62,11 +62,8 @@ class TarMembers:
         archive = _HeaderContext(self._stream)
         while (header := self._next_header(archive)) is not None:
             self.members += 1
-            stored = archive.offset - self._stream.tell()
-            # PAX records may give another size than that of what is stored: how long a sparse file would be, or a lie.
-            whole = stored - tarfile.BLOCKSIZE < header.size <= stored
-            self._size = header.size if whole else stored
-            yield Member(_safe(header.name), _kind(header, whole), max(0, header.size))
+            self._size = header.size
+            yield Member(_safe(header.name), _kind(header), header.size)
 
     def read(self) -> bytes:
         """The content of the current member, which must be a file.
@@ -96,7 +93,7 @@ class TarMembers:
         while True:
             self._stream.budget = self._limits.max_header_bytes
             try:
-                header = tarfile.TarInfo.fromtarfile(archive)  # type: ignore[arg-type]
+                header = _Header.fromtarfile(archive)  # type: ignore[arg-type]
             except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
                 ended = True  # two such blocks end an archive; another archive may follow, as `cat a.tar b.tar` makes
                 self._stream.budget = None
@@ -114,7 +111,7 @@ class TarMembers:
                 raise ArchiveError(self._what_is_corrupt(error, ended)) from None
             finally:
                 self._stream.budget = None
-            if archive.offset < self._stream.tell():
+            if archive.offset < self._stream.tell() or header.size < 0:
                 raise ArchiveError("a header gives a negative size")
             return header
 
@@ -203,6 +200,14 @@ class _ForwardStream:
         return chunk
 
 
+class _Header(tarfile.TarInfo):
+    """A header whose size is that of what is stored, whatever a PAX record says of a sparse file's whole length."""
+
+    def _apply_pax_info(self, pax_headers: dict[str, str], encoding: str, errors: str) -> None:
+        stored = {name: value for name, value in pax_headers.items() if name != "GNU.sparse.realsize"}
+        super()._apply_pax_info(stored, encoding, errors)  # type: ignore[misc]
+
+
 class _HeaderContext:
     """The part of `tarfile.TarFile` that parsing one header uses."""
 
@@ -216,9 +221,8 @@ class _HeaderContext:
         self.pax_headers: dict[str, Any] = {}
 
 
-def _kind(header: tarfile.TarInfo, whole: bool) -> str:
-    """`whole`: as many bytes are stored as the header says."""
-    if header.issparse() or (header.isreg() and not whole):
+def _kind(header: tarfile.TarInfo) -> str:
+    if header.issparse():
         return "sparse file"
     if header.isreg():
         return FILE

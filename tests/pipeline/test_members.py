@@ -161,15 +161,14 @@ def test_a_long_shard_is_read_in_the_memory_of_a_sample(tmp_path: Path) -> None:
     assert peak < 6 * 2**20
 
 
-@pytest.mark.parametrize("claimed", [-1, 0, 10, 10**9])
-def test_a_member_that_is_another_size_than_it_says_costs_no_other(tmp_path: Path, claimed: int) -> None:
+@pytest.mark.parametrize("claimed", ["-1", "0", "10", "1000000000", "nan", ""])
+def test_a_member_is_read_as_it_is_stored_whatever_length_a_record_gives(tmp_path: Path, claimed: str) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name, records in [("a.jpg", {"GNU.sparse.realsize": str(claimed)}), ("b.jpg", {})]:
+        for name, records in [("a.jpg", {"GNU.sparse.realsize": claimed}), ("b.jpg", {})]:
             header = tarfile.TarInfo(name)
             header.size, header.pax_headers = len(JPEG), records
             archive.addfile(header, io.BytesIO(JPEG))
     reading = read_bytes(tmp_path, buffer.getvalue(), "Describe.")
-    assert reading.identities == [("b", 0)]
-    assert reading.reasons == ["a.jpg is no file but a sparse file"]
+    assert reading.identities == [("a", 0), ("b", 0)]
     assert reading.end.complete
