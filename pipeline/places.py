@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.sqlite_store import SQLITE
 
-SQLITE = "sqlite:///"
 RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the entry point of a submitted job, together with the job's runtime environment."""
 _PATTERN = re.compile(r"[*?\[{]")

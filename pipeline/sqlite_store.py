@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+SQLITE = "sqlite:///"
 ARTIFACT_FOLDER = "mlflow-artifacts"
 LOCK_SECONDS = 60.0
 """How long another run may take to make a store's tables."""
@@ -26,4 +27,4 @@ def artifacts_beside(uri: str) -> str | None:
 
 
 def _sqlite_path(uri: str) -> Path | None:
-    return Path(urlsplit(uri).path[1:]).absolute() if uri.startswith("sqlite:///") else None
+    return Path(urlsplit(uri).path[1:]).absolute() if uri.startswith(SQLITE) else None
