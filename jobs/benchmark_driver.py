@@ -39,6 +39,7 @@ from pipeline.progress import Progress
 from pipeline.records import ShardRef, ShardReport
 from pipeline.run_folder import RunFolder
 from pipeline.shard_loop import ShardLoop
+from pipeline.shutdown import Shutdown
 from pipeline.simulated_cluster import SimulatedCluster, simulated_report
 from pipeline.storage import Output, open_output
 from pipeline.totals import Totals
@@ -82,9 +83,11 @@ def drive(
     tracker = Tracker(config.tracking_uri, about_run(config, folder, refs), warn=progress.say)
     while tracker.run_id is None:
         time.sleep(0.1)
-    loop = ShardLoop(
-        config, cluster, meter, progress, lambda: tracker.log(log.append(meter.metrics())), lambda: "".join(stop)
-    )
+
+    def record() -> None:
+        tracker.log(log.append(meter.metrics()))
+
+    loop = ShardLoop(config, cluster, meter, progress, record, lambda: "".join(stop), Shutdown())
     if seconds is not None:
         threading.Timer(seconds, stop.append, ["the time is over"]).start()
     cpu, wall = time.process_time(), time.perf_counter()
@@ -107,8 +110,9 @@ def waiting_cost(args: argparse.Namespace, refs: Sequence[ShardRef], config: Run
 
 def ray_cost(args: argparse.Namespace, config: RunConfig) -> dict[str, float]:
     """Through a local Ray, whose processes' own time is not the driver's."""
-    from pipeline.fleet import RayCluster, connected
+    from pipeline.fleet import RayCluster
     from pipeline.placement import Share
+    from pipeline.ray_connection import connected
 
     refs = [ShardRef(f"{i:06d}.tar", f"/corpus/{i:06d}.tar", 1, "1-1") for i in range(args.ray_shards)]
     with connected():

@@ -7,7 +7,6 @@ accounted for; 1 something is left to do; 2 the command cannot be carried out; 1
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,36 +15,26 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline.budget import within_budget
+from pipeline.command import carry_out
 from pipeline.command_line import parse_command
-from pipeline.config import RunConfig
-from pipeline.errors import UserError
 from pipeline.job import JobResult, real_parts, run
 from pipeline.places import inside_ray_job, located
+from pipeline.shutdown import Shutdown
 from reduction.console import run_command
-from reduction.errors import ReductionError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    try:
-        config = located(parse_command(arguments), inside_ray_job())
-        result = _run(config)
-    except (UserError, ReductionError) as error:
-        print(f"caption_corpus: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("caption_corpus: stopped by SIGINT; run the same command again to continue", file=sys.stderr)
-        return 130
-    print(json.dumps(result.summary), flush=True)
-    return result.exit_code
+    return carry_out("caption_corpus", lambda shutdown: _run(arguments, shutdown))
 
 
-def _run(config: RunConfig) -> JobResult:
+def _run(arguments: Sequence[str] | None, shutdown: Shutdown) -> JobResult:
+    config = located(parse_command(arguments), inside_ray_job())
     if not config.is_auto:
         settled, remark = within_budget(config)
-        return run(settled, real_parts(), remark)
+        return run(settled, real_parts(), remark, shutdown)
     from pipeline.auto_reduction import run_auto  # brings the comparison, which a plain run does not need
 
-    return run_auto(config, real_parts())
+    return run_auto(config, real_parts(), shutdown)
 
 
 if __name__ == "__main__":

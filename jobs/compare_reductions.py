@@ -8,37 +8,38 @@ line on stdout is one JSON object. Exit status as of `caption_corpus.py`.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from pipeline.command import carry_out
 from pipeline.command_line import parse_options
 from pipeline.compare_config import CompareConfig
-from pipeline.errors import UserError
 from pipeline.places import inside_ray_job, located
+from pipeline.shutdown import Shutdown
 from reduction.console import run_command
-from reduction.errors import ReductionError
+
+if TYPE_CHECKING:
+    from pipeline.compare_job import CompareResult
 
 ABOUT = "Compare token reductions on a corpus: accuracy, fidelity, time, FLOPs and money, side by side."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    try:
-        config = located(parse_options(arguments, CompareConfig, "compare_reductions", ABOUT), inside_ray_job())
-        _ = config.wanted
-        # Imported here, so that a wrong command line is answered before torch and Ray are there.
-        from pipeline.compare_job import compare_on_ray
+    return carry_out("compare_reductions", lambda shutdown: _compare(arguments, shutdown))
 
-        result = compare_on_ray(config)
-    except (UserError, ReductionError) as error:
-        print(f"compare_reductions: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(result.summary), flush=True)
-    return result.exit_code
+
+def _compare(arguments: Sequence[str] | None, shutdown: Shutdown) -> CompareResult:
+    config = located(parse_options(arguments, CompareConfig, "compare_reductions", ABOUT), inside_ray_job())
+    _ = config.wanted
+    # Imported here, so that a wrong command line is answered before torch and Ray are there.
+    from pipeline.compare_job import compare_on_ray
+
+    return compare_on_ray(config, shutdown)
 
 
 if __name__ == "__main__":

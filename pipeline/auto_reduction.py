@@ -25,6 +25,7 @@ from pipeline.recommendation import points
 from pipeline.records import Sample
 from pipeline.run_folder import read_run
 from pipeline.shards import read_shard
+from pipeline.shutdown import Shutdown
 from pipeline.spread_samples import spread_samples
 from pipeline.storage import open_output
 from reduction.errors import ReductionError
@@ -56,7 +57,7 @@ class Choice:
     mlflow_run_id: str | None
 
 
-def run_auto(config: RunConfig, parts: JobParts) -> JobResult:
+def run_auto(config: RunConfig, parts: JobParts, shutdown: Shutdown | None = None) -> JobResult:
     """Choose a setting, or find the one that an earlier start chose, and annotate with it.
 
     Raises:
@@ -64,12 +65,12 @@ def run_auto(config: RunConfig, parts: JobParts) -> JobResult:
     """
     chosen = _earlier(config)
     if chosen is None:
-        result = _compared(config, parts)
+        result = _compared(config, parts, shutdown)
         if result.comparison is None:
             return JobResult(result.exit_code, result.summary)
         chosen = asdict(_choose(config, result))
     print(chosen["sentence"], file=sys.stderr, flush=True)
-    return run(settled(config, chosen["reduction"]), parts, {"chosen": chosen})
+    return run(settled(config, chosen["reduction"]), parts, {"chosen": chosen}, shutdown)
 
 
 def settled(config: RunConfig, reduction: str) -> RunConfig:
@@ -91,7 +92,7 @@ def _earlier(config: RunConfig) -> dict[str, Any] | None:
     return dict(chosen)
 
 
-def _compared(config: RunConfig, parts: JobParts) -> CompareResult:
+def _compared(config: RunConfig, parts: JobParts, shutdown: Shutdown | None) -> CompareResult:
     _, shape = checked_shape(config.model, config.text_tower)
     shared = {one.name: getattr(config, one.name) for one in fields(RunConfig) if one.name in SHARED}
     comparing = CompareConfig(
@@ -102,7 +103,7 @@ def _compared(config: RunConfig, parts: JobParts) -> CompareResult:
     )
     if config.max_accuracy_drop is not None:
         _require_references(comparing)
-    return compare(comparing, parts.cluster)
+    return compare(comparing, parts.cluster, shutdown)
 
 
 def grid(shape: ModelShape) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from pipeline.records import ShardRef
 from pipeline.report import write_report
 from pipeline.run_folder import METRICS_PATH
 from pipeline.shard_loop import Ending, ShardLoop
+from pipeline.shutdown import Shutdown
 from pipeline.spread_samples import spread_samples
 from pipeline.storage import StorageError, open_output
 from pipeline.totals import Totals
@@ -56,7 +57,7 @@ class CompareResult:
     """The samples compared on."""
 
 
-def compare(config: CompareConfig, cluster: CompareCluster) -> CompareResult:
+def compare(config: CompareConfig, cluster: CompareCluster, shutdown: Shutdown | None = None) -> CompareResult:
     """Measure what is not measured yet and write the comparison. `config` has absolute paths (`places.located`).
 
     Raises:
@@ -75,7 +76,7 @@ def compare(config: CompareConfig, cluster: CompareCluster) -> CompareResult:
         request = Request(text_tokens=text, new_tokens=config.max_new_tokens)
         settings = choose_settings(written, budgets, shape, request)
         folder = prepare_comparison(config, settings.names, digest, refs)
-        return _Job(config, cluster, folder, refs, settings, shape, lock).run()
+        return _Job(config, cluster, folder, refs, settings, shape, lock, shutdown or Shutdown()).run()
 
 
 class _Job:
@@ -90,9 +91,10 @@ class _Job:
         settings: Settings,
         shape: ModelShape,
         lock: DriverLock,
+        shutdown: Shutdown,
     ) -> None:
         self.config, self.cluster, self.folder, self.refs = config, cluster, folder, refs
-        self.settings, self.shape, self.lock = settings, shape, lock
+        self.settings, self.shape, self.lock, self.shutdown = settings, shape, lock, shutdown
         self.pending = folder.pending(refs)
         self.meter = Meter(Totals(shards=len(refs) - len(self.pending)), len(refs))
         self.progress = Progress(self.meter, config.log_every)
@@ -124,6 +126,9 @@ class _Job:
             elif ending.reason:
                 self.progress.say(f"{ending.reason}; run the same command again to continue")
             self.log.flush()
+        except KeyboardInterrupt:
+            ending = Ending.stopped(self.shutdown)
+            raise
         finally:
             # Also on the way out of an error: the tracking run must not seem to go on.
             table = as_columns(comparison) if comparison else {}
@@ -139,10 +144,15 @@ class _Job:
         if not self.pending:
             return Ending()
         spec = compare_worker_spec(self.config, self.folder, self.refs)
-        with self.cluster(self.config, spec) as cluster:
-            # Times are compared within one pass over a shard, so it is not cut.
-            watched = self.meter, self.progress, self._record, self._hindrance
-            return ShardLoop(self.config, cluster, *watched, slices=False).run(self.pending)
+        # Times are compared within one pass over a shard, so it is not cut.
+        watched = self.meter, self.progress, self._record, self._hindrance, self.shutdown
+        try:
+            self.shutdown.catch_up()
+            # Ray must not be left half started: a signal at that time ends the loop before it begins.
+            with self.shutdown.asked_only(), self.cluster(self.config, spec) as cluster:
+                return ShardLoop(self.config, cluster, *watched, slices=False).run(self.pending)
+        except KeyboardInterrupt:
+            return Ending.stopped(self.shutdown)
 
     def _hindrance(self) -> str:
         return self.lock.hindrance or self.lock.output.trouble
@@ -221,8 +231,8 @@ def compare_worker_spec(config: CompareConfig, folder: CompareFolder, refs: Sequ
     return WorkerSpec("pipeline.compare_worker:CompareWorker", arguments)
 
 
-def compare_on_ray(config: CompareConfig) -> CompareResult:
+def compare_on_ray(config: CompareConfig, shutdown: Shutdown) -> CompareResult:
     """The comparison on Ray, which is imported here: a wrong command line is answered before it is there."""
     from pipeline.fleet import ray_cluster
 
-    return compare(config, ray_cluster)
+    return compare(config, ray_cluster, shutdown)

@@ -22,8 +22,9 @@ from pipeline.progress import Progress
 from pipeline.records import ShardRef
 from pipeline.run_folder import METRICS_PATH, RUN_PATH, RunFolder, prepare
 from pipeline.shard_loop import Ending, ShardLoop
+from pipeline.shutdown import Shutdown
 from pipeline.staged_slices import taken_up
-from pipeline.storage import Output, StorageError, open_output
+from pipeline.storage import StorageError, open_output
 from pipeline.tasks import Begun, Retry
 from pipeline.totals import Totals
 from pipeline.tracked_run import about_run
@@ -54,11 +55,17 @@ class JobResult:
     """The job's last line on stdout."""
 
 
-def run(config: RunConfig, parts: JobParts, remarks: Mapping[str, Any] | None = None) -> JobResult:
+def run(
+    config: RunConfig,
+    parts: JobParts,
+    remarks: Mapping[str, Any] | None = None,
+    shutdown: Shutdown | None = None,
+) -> JobResult:
     """Annotate what is not annotated yet. `config` has absolute paths (`places.located`).
 
     Args:
         remarks: stand beside the settings in run.json and MLflow and change no row.
+        shutdown: what listens for signals since before this; without it, they are heeded while shards are done.
 
     Raises:
         UserError, ReductionError: the run cannot work; nothing has been done.
@@ -71,7 +78,7 @@ def run(config: RunConfig, parts: JobParts, remarks: Mapping[str, Any] | None = 
         scan = LedgerScan() if config.overwrite else Ledger(output).scan()
         refs = first_samples(list_shards(config.input, scan.known_names), config.limit, config.read_limits)
         folder = prepare(output, settings, config.overwrite)
-        return _Job(config, parts, folder, refs, scan, lock, began).run()
+        return _Job(config, parts, folder, refs, scan, lock, shutdown or Shutdown(), began).run()
 
 
 class _Job:
@@ -85,10 +92,11 @@ class _Job:
         refs: list[ShardRef],
         scan: LedgerScan,
         lock: DriverLock,
+        shutdown: Shutdown,
         began: float,
     ) -> None:
         self.config, self.parts, self.folder, self.refs, self.scan, self.lock = config, parts, folder, refs, scan, lock
-        self.output: Output = folder.output
+        self.shutdown, self.output = shutdown, folder.output
         self._types: list[str] = []
         self.meter = Meter(scan.totals, len(refs), began)
         self.progress = Progress(self.meter, config.log_every)
@@ -117,6 +125,9 @@ class _Job:
                 done = f"{self.meter.whole.shards} of {len(self.refs)} shards are done"
                 self.progress.say(f"{ending.reason}; {done}, run the same command again to continue")
             self._write_metrics(self.log.flush)
+        except KeyboardInterrupt:
+            ending = Ending.stopped(self.shutdown)
+            raise
         finally:
             # Also on the way out of an error: the tracking run must not seem to go on.
             table = answer_sample(self.output) if ending.exit_code == 0 else {}
@@ -156,9 +167,14 @@ class _Job:
             return Ending()
         self.folder.reopen()
         spec = self.parts.worker_spec(self.config, self.folder)
-        with self.parts.cluster(self.config, spec) as cluster:
-            watched = (self.meter, self.progress, self._record, self._hindrance)
-            return ShardLoop(self.config, cluster, *watched, started=self._note_replica).run(pending)
+        watched = self.meter, self.progress, self._record, self._hindrance, self.shutdown
+        try:
+            self.shutdown.catch_up()
+            # Ray must not be left half started: a signal at that time ends the loop before it begins.
+            with self.shutdown.asked_only(), self.parts.cluster(self.config, spec) as cluster:
+                return ShardLoop(self.config, cluster, *watched, started=self._note_replica).run(pending)
+        except KeyboardInterrupt:
+            return Ending.stopped(self.shutdown)
 
     def _hindrance(self) -> str:
         return self.lock.hindrance or self.output.trouble

@@ -29,6 +29,10 @@ class Ending:
     """Why it is not complete; empty when it is."""
     failed: tuple[FailedShard, ...] = ()
 
+    @classmethod
+    def stopped(cls, shutdown: Shutdown, failed: tuple[FailedShard, ...] = ()) -> Ending:
+        return cls(shutdown.exit_code, f"stopped by {shutdown.name}", failed)
+
     @property
     def tracking_status(self) -> str:
         return "FINISHED" if self.exit_code == 0 else "KILLED" if self.exit_code > 128 else "FAILED"
@@ -40,6 +44,7 @@ class ShardLoop:
     Args:
         record: called every `config.log_every` seconds and at the end, to track the meter.
         hindrance: asked often; why the run must not go on, or nothing.
+        shutdown: what asks the run to end in order; its second signal ends it at once.
         slices: whether the replicas can do slices of shards.
         started: called with the description of every replica that is ready.
     """
@@ -52,14 +57,14 @@ class ShardLoop:
         progress: Progress,
         record: Callable[[], None],
         hindrance: Callable[[], str],
+        shutdown: Shutdown,
         slices: bool = True,
         started: Callable[[Mapping[str, Any]], None] = lambda description: None,
     ) -> None:
         self.config, self.cluster, self.meter, self.progress = config, cluster, meter, progress
         self._record, self._look_for_hindrance, self._slices = record, hindrance, slices
-        self._started = started
+        self._shutdown, self._started = shutdown, started
         self._hindrance = ""
-        self._shutdown = Shutdown()
         self._failed: list[FailedShard] = []
         self._next_record = config.log_every
 
@@ -75,13 +80,12 @@ class ShardLoop:
         )
         dispatcher = Dispatcher(self.cluster, pending, settings, self._stopping)
         try:
-            with self._shutdown.listening():
-                for event in dispatcher.run():
-                    self._handle(event)
+            for event in dispatcher.run():
+                self._handle(event)
         except RunStopped as stopped:
             return Ending(1, str(stopped), tuple(self._failed))
         except KeyboardInterrupt:
-            return Ending(130, "stopped at once", tuple(self._failed))
+            return Ending(self._shutdown.exit_code, "stopped at once", tuple(self._failed))
         finally:
             self._record()
         return self._ending()
@@ -126,8 +130,8 @@ class ShardLoop:
 
     def _ending(self) -> Ending:
         failed = tuple(self._failed)
-        if self._shutdown.signal is not None:
-            return Ending(self._shutdown.exit_code, f"stopped by {self._shutdown.signal.name}", failed)
+        if self._shutdown.requested():
+            return Ending.stopped(self._shutdown, failed)
         if self._hindrance:
             return Ending(1, self._hindrance, failed)
         if self._too_many_quarantined():

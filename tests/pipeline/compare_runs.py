@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster import WorkerSpec
+from pipeline.command import carry_out
 from pipeline.command_line import parse_options
 from pipeline.compare_config import CompareConfig
 from pipeline.compare_job import CompareResult, compare
 from pipeline.config import RunConfig
 from pipeline.places import located
+from pipeline.shutdown import Shutdown
 from tests.pipeline.echo_job import ThreadCluster
 from tests.pipeline.shard_bytes import encoded, noise, tar_bytes
 
@@ -56,13 +57,10 @@ def words(folder: Path, model: Path, *more: str) -> list[str]:
     return [*given, *(() if "--settings" in more or "--settings-file" in more else ("--settings", SETTINGS)), *more]
 
 
-def run_compare(arguments: list[str]) -> CompareResult:
-    return compare(
-        located(parse_options(arguments, CompareConfig, "compare_reductions", ""), inside_job=False), thread_cluster
-    )
+def run_compare(arguments: list[str], shutdown: Shutdown | None = None) -> CompareResult:
+    config = located(parse_options(arguments, CompareConfig, "compare_reductions", ""), inside_job=False)
+    return compare(config, thread_cluster, shutdown)
 
 
 if __name__ == "__main__":
-    result = run_compare(sys.argv[1:])
-    print(json.dumps(result.summary))
-    sys.exit(result.exit_code)
+    sys.exit(carry_out("compare_runs", lambda shutdown: run_compare(sys.argv[1:], shutdown)))

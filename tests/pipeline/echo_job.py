@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import subprocess
 import sys
 import time
@@ -20,9 +19,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.cluster import ShardFailed, WorkerSpec
+from pipeline.command import carry_out
 from pipeline.command_line import parse_command
 from pipeline.config import RunConfig
-from pipeline.errors import UserError
 from pipeline.job import JobParts, JobResult, run
 from pipeline.limits import ReadLimits
 from pipeline.places import located
@@ -31,6 +30,7 @@ from pipeline.retrying import Select, assemble_retry, retry_shard, stage_retry
 from pipeline.run_folder import RunFolder
 from pipeline.scoring import score
 from pipeline.shards import ShardEnd, read_shard
+from pipeline.shutdown import Shutdown
 from pipeline.staging import assemble, finish_shard
 from pipeline.storage import open_output
 from pipeline.tasks import Assembly, Retry
@@ -223,10 +223,12 @@ def start_echo(folder: Path, nap: float, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(words, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+def main(nap: str, *options: str) -> int:
+    def work(shutdown: Shutdown) -> JobResult:
+        return run(located(parse_command(options), inside_job=False), echo_parts(float(nap)), shutdown=shutdown)
+
+    return carry_out("echo_job", work)
+
+
 if __name__ == "__main__":
-    try:
-        result = run(located(parse_command(sys.argv[2:]), inside_job=False), echo_parts(float(sys.argv[1])))
-    except UserError as error:
-        sys.exit(str(error))
-    print(json.dumps(result.summary))
-    sys.exit(result.exit_code)
+    sys.exit(main(*sys.argv[1:]))

@@ -14,16 +14,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import fleet
+from pipeline import ray_connection
 from pipeline.cluster import RunStopped, WorkerSpec
 from pipeline.dispatch import Dispatcher, DispatchSettings
 from pipeline.dispatch_events import ReplicaReplaced, ReplicaStarted
 from pipeline.errors import UserError
-from pipeline.fleet import RayCluster, connected, machines
+from pipeline.fleet import RayCluster, machines
 from pipeline.leases import FailedShard
 from pipeline.limits import ReadLimits
 from pipeline.listing import list_shards
 from pipeline.placement import Share
+from pipeline.ray_connection import connected
 from pipeline.records import ShardRef, ShardReport
 from pipeline.tasks import LETHAL, Retry
 from tests.pipeline.fleet_workers import LethalWorker
@@ -36,7 +37,7 @@ FACTORY = "tests.pipeline.fleet_workers:Worker"
 def local_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setattr(fleet, "read_ray_address", lambda: None)
+        patch.setattr(ray_connection, "read_ray_address", lambda: None)
         with connected():
             yield
 

@@ -7,7 +7,6 @@ replica can start; SIGKILL kills it then.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -16,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster import WorkerSpec
+from pipeline.command import carry_out
 from pipeline.command_line import parse_command
 from pipeline.config import RunConfig
-from pipeline.errors import UserError
 from pipeline.fleet import ray_cluster
-from pipeline.job import JobParts, run
+from pipeline.job import JobParts, JobResult, run
 from pipeline.places import inside_ray_job, located
 from pipeline.records import ShardRef, ShardReport, SliceReport
 from pipeline.run_folder import RunFolder
+from pipeline.shutdown import Shutdown
 from tests.pipeline.echo_job import EchoWorker, echo_parts
 
 
@@ -55,13 +55,11 @@ def ray_parts(log: str, nap: float) -> JobParts:
 
 
 def main(log: str, nap: str, *options: str) -> int:
-    try:
-        result = run(located(parse_command(options), inside_ray_job()), ray_parts(log, float(nap)))
-    except UserError as error:
-        print(f"caption_corpus: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(result.summary), flush=True)
-    return result.exit_code
+    def work(shutdown: Shutdown) -> JobResult:
+        config = located(parse_command(options), inside_ray_job())
+        return run(config, ray_parts(log, float(nap)), shutdown=shutdown)
+
+    return carry_out("caption_corpus", work)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -55,16 +57,26 @@ def test_impatient_interrupts_end_a_run_at_once(scene: Scene) -> None:
     scene.check()
 
 
-def test_an_interrupt_before_work_begins_is_one_sentence(scene: Scene) -> None:
-    words = [*COMMAND, *scene.options(), "--model", str(save_checkpoint(scene.folder / "model"))]
-    run = scene.launch(words, {})
-    until((scene.output / "driver.lock").exists, "the lock")
-    run.process.send_signal(signal.SIGINT)
-    said = run.ends(130)
-    assert said.splitlines()[-1].endswith("run the same command again to continue")
-    assert "Traceback" not in said
-    assert not (scene.output / "driver.lock").exists()
-    run.gone()
+COMPARISON = (sys.executable, str(ROOT / "jobs/compare_reductions.py"), "--settings", "ficoco-v:4")
+
+
+@pytest.mark.parametrize("command", [COMMAND, COMPARISON], ids=["run", "comparison"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_work_begins_is_one_sentence(
+    scene: Scene, chance: random.Random, command: Sequence[str], number: signal.Signals, code: int
+) -> None:
+    words = [*command, *scene.options(), "--model", str(save_checkpoint(scene.folder / "model"))]
+    for longest in (0.0, 2.0, 6.0):
+        run = scene.launch(words, {})
+        until((scene.output / "driver.lock").exists, "the lock")
+        time.sleep(chance.uniform(0, longest))  # the listing, the tracking store, Ray's start
+        run.process.send_signal(number)
+        said = run.ends(code)
+        assert said.splitlines()[-1].endswith("run the same command again to continue")
+        assert f"stopped by {number.name}" in said
+        assert "Traceback" not in said
+        assert not (scene.output / "driver.lock").exists()
+        run.gone()
 
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
