@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,8 @@ class StepGraphs:
         self.cache = self._whole.part(0, rows)
         """The present batch's rows."""
         self._recorded: dict[tuple[int, int], _Recorded] = {}
+        self._pool: Any = None
+        """Memory in which all recordings work: one is replayed at a time, and each has its result in a place alone."""
 
     def take(self, rows: int, base: tuple[int, ...], room: int) -> bool:
         """Begin another batch, where the cache is large enough for it."""
@@ -71,7 +74,8 @@ class StepGraphs:
             return self._decoder.step(*inputs, longest, cache)
 
         if tokens.device.type == "cuda":
-            return _Recorded(*inputs, *_cuda_graph(run))
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            return _Recorded(*inputs, *_cuda_graph(run, self._pool))
         logits = run()
 
         def again() -> None:
@@ -80,7 +84,7 @@ class StepGraphs:
         return _Recorded(*inputs, logits, again)
 
 
-def _cuda_graph(run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+def _cuda_graph(run: Callable[[], Tensor], pool: Any) -> tuple[Tensor, Callable[[], None]]:
     """Record what `run` launches; returns its result's place and what fills it again."""
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
@@ -89,7 +93,7 @@ def _cuda_graph(run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
             run()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         result = run()
     return result, graph.replay
 
