@@ -1,4 +1,4 @@
-"""The MLflow edge: the only file that imports mlflow. A store that fails costs the run nothing but a warning.
+"""Sends a run to MLflow. A store that fails costs the run nothing but a warning.
 
 Everything is sent by one thread, in order, and tried again until it is through; what is not through when the run ends
 is in the output's `metrics.jsonl`, from where the next start of the run sends it.
@@ -6,10 +6,6 @@ is in the output's `metrics.jsonl`, from where the next start of the run sends i
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import re
 import tempfile
 import threading
 import time
@@ -20,29 +16,26 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.locations import redact
 from pipeline.run_about import RunAbout
-from pipeline.sqlite_store import artifacts_beside, one_at_a_time
+from pipeline.tracking_store import (
+    create_run,
+    describe_run,
+    experiment_id,
+    knows,
+    log_child,
+    log_metrics,
+    log_table,
+    open_store,
+    refused_for_good,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 MARKER = "shards_done"
 """A metric that every line has: its last step tells what a tracking run has already got."""
-LONGEST_PARAMETER = 500
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 1.0, 60.0
 CLOSE_SECONDS = 20.0
 """How long the end of a run waits for the store."""
-DEFAULTS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
-}
-"""The thread does the retrying; set in the environment, they win over these defaults."""
-PARENT_TAG = "mlflow.parentRunId"
-TABLES_TAG = "mlflow.loggedArtifacts"
-"""By which MLflow's pages know a table."""
-_ALLOWED = re.compile(r"[^\w\-. /]")
-
 Step = Callable[["MlflowClient"], None]
 
 
@@ -68,6 +61,7 @@ class Tracker:
         self.run_id: str | None = None
         self._uri, self._about, self._earlier_run, self._logged = uri, about, run_id, list(logged)
         self._on_run, self._warn = on_run, warn
+        self._is_new = False
         self._steps: deque[Step] = deque([self._open])
         self._more = threading.Event()
         self._closing = threading.Event()
@@ -114,7 +108,7 @@ class Tracker:
             Whether the store has everything.
         """
         if table:
-            self._add(lambda client: _log_table(client, self._id(), table, table_name))
+            self._add(lambda client: log_table(client, self._id(), table, table_name))
         self._add(lambda client: client.set_terminated(self._id(), status))
         self._closing.set()
         self._more.set()
@@ -145,14 +139,14 @@ class Tracker:
                 self._more.clear()
                 continue
             try:
-                client = client or _client(self._uri)
+                client = client or open_store(self._uri)
                 self._steps[0](client)
             except Exception as error:  # whatever a store, its database or the network raise
                 if not warned:
                     first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
                     self._warn(f"MLflow at {redact(self._uri)} fails ({redact(first_line)[:200]}); the run goes on")
                 warned = True
-                if self.run_id is not None and _refused_for_good(error):
+                if self.run_id is not None and refused_for_good(error):
                     self._steps.popleft()
                     continue
                 if self._closing.is_set() and wait > LONGEST_RETRY_SECONDS / 8:
@@ -164,10 +158,13 @@ class Tracker:
             wait, warned = RETRY_SECONDS, False
 
     def _open(self, client: MlflowClient) -> None:
-        run_id = self._earlier_run if self._earlier_run and _knows(client, self._earlier_run) else None
+        run_id = self._earlier_run if self._earlier_run and knows(client, self._earlier_run) else None
         if run_id is None:
-            run_id = self._create(client)
-            seen = -1
+            run_id = create_run(client, self._experiment(client), self._about)
+            self._earlier_run, self._is_new = run_id, True  # a failure below is tried again on the same run
+        seen = -1
+        if self._is_new:
+            describe_run(client, run_id, self._about)
         else:
             client.update_run(run_id, status="RUNNING")
             history = client.get_metric_history(run_id, MARKER)
@@ -178,90 +175,13 @@ class Tracker:
             if line["step"] > seen:
                 self._log_line(client, line)
 
-    def _create(self, client: MlflowClient) -> str:
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
-
-        about = self._about
-        run = client.create_run(
-            _experiment(client, about.experiment, self._uri), tags=dict(about.tags), run_name=about.name
-        )
-        run_id = run.info.run_id
-        self._earlier_run = run_id  # a failure below is tried again on the same run
-        parameters = [Param(name, str(value)[:LONGEST_PARAMETER]) for name, value in about.parameters.items()]
-        client.log_batch(run_id, params=parameters)
-        dataset = Dataset(
-            about.dataset_name, about.dataset_digest, "webdataset", about.dataset_source, profile=about.dataset_profile
-        )
-        client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "inference")])])
-        client.log_text(run_id, about.config_yaml, "config.yaml")
-        return run_id
-
     def _log_child(
         self, client: MlflowClient, name: str, parameters: Mapping[str, Any], line: Mapping[str, Any]
     ) -> None:
-        from mlflow.entities import Param
+        log_child(client, self._experiment(client), self._id(), name, parameters, line)
 
-        experiment = _experiment(client, self._about.experiment, self._uri)
-        mine = f"tags.`{PARENT_TAG}` = '{self._id()}'"
-        runs = [run for run in client.search_runs([experiment], mine, max_results=1000) if run.info.run_name == name]
-        if runs:
-            child = runs[0].info.run_id
-        else:
-            child = client.create_run(experiment, tags={PARENT_TAG: self._id()}, run_name=name).info.run_id
-            params = [Param(key, str(value)[:LONGEST_PARAMETER]) for key, value in parameters.items()]
-            client.log_batch(child, params=params)
-        _log_metrics(client, child, line)
-        client.set_terminated(child, "FINISHED")
+    def _experiment(self, client: MlflowClient) -> str:
+        return experiment_id(client, self._about.experiment, self._uri)
 
     def _log_line(self, client: MlflowClient, line: Mapping[str, Any]) -> None:
-        _log_metrics(client, self._id(), line)
-
-
-def _log_table(client: MlflowClient, run_id: str, table: Mapping[str, list[Any]], name: str) -> None:
-    """What `client.log_table` writes, in place of an earlier start's table: that function appends to it."""
-    rows = [list(row) for row in zip(*table.values(), strict=True)]
-    client.log_dict(run_id, {"columns": list(table), "data": rows}, name)
-    client.set_tag(run_id, TABLES_TAG, json.dumps([{"path": name, "type": "table"}]))
-
-
-def _log_metrics(client: MlflowClient, run_id: str, line: Mapping[str, Any]) -> None:
-    from mlflow.entities import Metric
-
-    moment, step = int(1000 * line["time"]), line["step"]
-    values = {_ALLOWED.sub("_", name): value for name, value in line.items() if name not in ("time", "step")}
-    client.log_batch(run_id, metrics=[Metric(name, value, moment, step) for name, value in values.items()])
-
-
-def _client(uri: str) -> MlflowClient:
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("alembic").setLevel(logging.ERROR)
-    from mlflow import MlflowClient
-
-    with one_at_a_time(uri):
-        client = MlflowClient(tracking_uri=uri)
-        client.get_experiment_by_name("Default")
-    return client
-
-
-def _refused_for_good(error: Exception) -> bool:
-    """Whether sending the same again would fail the same way: the store is there and does not want it."""
-    return getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
-
-
-def _knows(client: MlflowClient, run_id: str) -> bool:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_run(run_id).info.lifecycle_stage == "active"
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
-
-
-def _experiment(client: MlflowClient, name: str, uri: str) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return found.experiment_id
-    return client.create_experiment(name, artifact_location=artifacts_beside(uri))
+        log_metrics(client, self._id(), line)

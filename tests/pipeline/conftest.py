@@ -18,10 +18,10 @@ from tests.pipeline.output_rows import CONFIG, answer, rejection, report
 @pytest.fixture(scope="session")
 def blank_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tracking store as MLflow makes it: making the tables takes seconds, so it is done once and copied."""
-    from pipeline.tracking import _client
+    from pipeline.tracking_store import open_store
 
     path = tmp_path_factory.mktemp("mlflow") / "blank.db"
-    _client(f"sqlite:///{path}").search_experiments()
+    open_store(f"sqlite:///{path}").search_experiments()
     return path
 
 

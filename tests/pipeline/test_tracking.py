@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -100,6 +101,33 @@ def test_a_run_unknown_to_the_store_is_made_anew_with_everything(
     assert tracker.close("FINISHED", {})
     assert tracker.run_id != "0" * 32
     assert history(MlflowClient(uri), tracker.run_id or "") == [(0, 0.0), (1, 1.0)]
+
+
+@pytest.mark.parametrize("step", ["log_batch", "log_text"])
+def test_a_run_that_the_store_took_half_of_is_told_whole(
+    tmp_path: Path, store_in: Callable[[Path], str], step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = store_in(tmp_path)
+    with monkeypatch.context() as patched:
+        failed = threading.Event()
+
+        def fail(*args: Any, **options: Any) -> None:
+            failed.set()
+            raise OSError("no route to the store")
+
+        patched.setattr(MlflowClient, step, fail)
+        tracker = Tracker(uri, ABOUT)
+        assert failed.wait(60)
+    tracker.log(line(0))
+    assert tracker.close("FINISHED", {})
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(ABOUT.experiment)
+    assert experiment is not None
+    [run] = client.search_runs([experiment.experiment_id])
+    assert run.data.params["reduction"] == "ficoco-v:64"
+    assert run.inputs is not None
+    assert [one.dataset.name for one in run.inputs.dataset_inputs] == ["corpus"]
+    assert [one.path for one in client.list_artifacts(run.info.run_id)] == ["config.yaml"]
 
 
 def test_what_the_store_refuses_for_good_holds_nothing_up(tmp_path: Path, store_in: Callable[[Path], str]) -> None:
