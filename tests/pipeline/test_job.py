@@ -117,14 +117,30 @@ def test_a_limit_takes_the_first_samples_of_the_corpus(folder: Path) -> None:
     assert result.summary["shards_listed"] == 2
 
 
-def test_too_many_quarantined_questions_stop_the_run(folder: Path) -> None:
-    for number in range(3, 40):
+def without_pictures(folder: Path, shards: int) -> None:
+    """More shards, with a question each that goes to quarantine."""
+    for number in range(3, 3 + shards):
         (folder / "corpus" / f"{number:05d}.tar").write_bytes(tar_bytes([("a.json", {"question": "no picture"})]))
-    result = run_echo(folder, "--max-quarantined", "5", nap=0.05)
+
+
+@pytest.mark.parametrize("most", ["5", "5%"])
+def test_too_many_quarantined_questions_stop_the_run(
+    folder: Path, most: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_pictures(folder, 37)
+    result = run_echo(folder, "--max-quarantined", most, nap=0.05)
     assert result.exit_code == 1
     assert not result.summary["complete"]
-    assert result.summary["shards"] < 40
+    assert 5 < result.summary["quarantined"] < 37
+    assert "questions are quarantined: too many" in capsys.readouterr().err
     assert not (folder / "out" / "_SUCCESS").exists()
+    assert run_echo(folder).summary["quarantined"] == 37
+
+
+def test_a_few_quarantined_questions_are_within_a_share(folder: Path) -> None:
+    """A share is taken of a hundred questions at least: 5 of the first 17 do not stop a run."""
+    without_pictures(folder, 5)
+    assert run_echo(folder, "--max-quarantined", "5%").exit_code == 0
 
 
 def test_a_shard_that_is_given_up_is_named_and_done_when_it_works_again(folder: Path) -> None:
