@@ -138,12 +138,12 @@ class Scene:
     def reports(self) -> int:
         return len(list((self.output / "ledger").glob("*.json")))
 
-    def reported(self, number: int) -> None:
-        """Waits until so many shards are done."""
-        last = self.runs[-1]
+    def reported(self, number: int, run: Run | None = None) -> None:
+        """Waits until so many shards are done by a run, or the last one."""
+        working = run or self.runs[-1]
 
         def enough() -> bool:
-            assert last.process.poll() is None, f"ended early:\n{last.err.read_text()}"
+            assert working.process.poll() is None, f"ended early:\n{working.err.read_text()}"
             return self.reports() >= number
 
         until(enough, f"{number} reports")
