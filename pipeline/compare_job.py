@@ -28,7 +28,7 @@ from pipeline.progress import Progress
 from pipeline.records import ShardRef
 from pipeline.report import write_report
 from pipeline.run_folder import METRICS_PATH
-from pipeline.shard_loop import Ending, ShardLoop
+from pipeline.shard_loop import Ending, ShardLoop, on_cluster
 from pipeline.shutdown import Shutdown
 from pipeline.spread_samples import spread_samples
 from pipeline.storage import StorageError, open_output
@@ -146,13 +146,11 @@ class _Job:
         spec = compare_worker_spec(self.config, self.folder, self.refs)
         # Times are compared within one pass over a shard, so it is not cut.
         watched = self.meter, self.progress, self._record, self._hindrance, self.shutdown
-        try:
-            self.shutdown.catch_up()
-            # Ray must not be left half started: a signal at that time ends the loop before it begins.
-            with self.shutdown.asked_only(), self.cluster(self.config, spec) as cluster:
-                return ShardLoop(self.config, cluster, *watched, slices=False).run(self.pending)
-        except KeyboardInterrupt:
-            return Ending.stopped(self.shutdown)
+        return on_cluster(
+            self.shutdown,
+            self.cluster(self.config, spec),
+            lambda cluster: ShardLoop(self.config, cluster, *watched, slices=False).run(self.pending),
+        )
 
     def _hindrance(self) -> str:
         return self.lock.hindrance or self.lock.output.trouble

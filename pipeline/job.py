@@ -21,7 +21,7 @@ from pipeline.metrics_log import MetricsLog
 from pipeline.progress import Progress
 from pipeline.records import ShardRef
 from pipeline.run_folder import METRICS_PATH, RUN_PATH, RunFolder, prepare
-from pipeline.shard_loop import Ending, ShardLoop
+from pipeline.shard_loop import Ending, ShardLoop, on_cluster
 from pipeline.shutdown import Shutdown
 from pipeline.staged_slices import taken_up
 from pipeline.storage import StorageError, open_output
@@ -168,13 +168,11 @@ class _Job:
         self.folder.reopen()
         spec = self.parts.worker_spec(self.config, self.folder)
         watched = self.meter, self.progress, self._record, self._hindrance, self.shutdown
-        try:
-            self.shutdown.catch_up()
-            # Ray must not be left half started: a signal at that time ends the loop before it begins.
-            with self.shutdown.asked_only(), self.parts.cluster(self.config, spec) as cluster:
-                return ShardLoop(self.config, cluster, *watched, started=self._note_replica).run(pending)
-        except KeyboardInterrupt:
-            return Ending.stopped(self.shutdown)
+        return on_cluster(
+            self.shutdown,
+            self.parts.cluster(self.config, spec),
+            lambda cluster: ShardLoop(self.config, cluster, *watched, started=self._note_replica).run(pending),
+        )
 
     def _hindrance(self) -> str:
         return self.lock.hindrance or self.output.trouble

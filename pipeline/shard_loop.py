@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,21 @@ class Ending:
     @property
     def tracking_status(self) -> str:
         return "FINISHED" if self.exit_code == 0 else "KILLED" if self.exit_code > 128 else "FAILED"
+
+
+def on_cluster(
+    shutdown: Shutdown, cluster: AbstractContextManager[Cluster], work: Callable[[Cluster], Ending]
+) -> Ending:
+    """How `work` ends on a cluster that is started for it; a signal before that, lost ones too, keeps it from starting.
+
+    Ray must not be left half started: a signal at that time is only remembered, and ends a loop before it begins.
+    """
+    try:
+        shutdown.catch_up()
+        with shutdown.asked_only(), cluster as started:
+            return work(started)
+    except KeyboardInterrupt:
+        return Ending.stopped(shutdown)
 
 
 class ShardLoop:

@@ -56,14 +56,15 @@ def test_converted_weights_are_the_mapped_ones_in_another_type(tmp_path: Path) -
 def test_converting_holds_the_weights_once(tmp_path: Path) -> None:
     """Mapping the float32 file takes three times the memory of the bfloat16 weights.
 
-    Of weights this small, what threads and allocator hold is up to a quarter, and not the same each time.
+    Of weights this small, what threads and allocator hold is up to a quarter, and not the same each time: the least
+    of three counts.
     """
     small, medium = save_checkpoint(tmp_path / "small"), tmp_path / "medium"
     random_llava(shape_config(MEDIUM), torch.device("cpu"), torch.float32).save_pretrained(medium)
     tiny_tokenizer().save_pretrained(medium)
     command = [sys.executable, "-c", PEAK, str(small), str(medium)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert 0.8 < float(done.stdout) < 1.6
+    runs = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True) for _ in range(3)]
+    assert 0.8 < min(float(done.stdout) for done in runs) < 1.25
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
