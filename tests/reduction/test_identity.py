@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import reduction
+from reduction import feed_forward
 from reduction.installation import ReducedForward, _replaced
 from reduction.language import reduce_visual
 from reduction.schedule import plan
 from reduction.settings import Reduction, ReductionError
 from reduction.shapes import from_config
-from reduction.vision import encode_images
+from reduction.vision import encode_images, tower_parts
 from tests.tiny import tiny_images, tiny_llava, tiny_prompts
 
 METHODS = ["ficoco-v", "ficoco-l", "ficoco-vl"]
@@ -46,6 +47,20 @@ def test_dense_features_are_hugging_faces_bit_for_bit(sizes: dict[str, Any], dty
     expected = torch.stack(list(model.get_image_features(images).pooler_output))
     for text in ("dense", "ficoco-v:100%,start=0", "ficoco-l:4"):
         assert torch.equal(features_of(model, text, images), expected)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+@torch.no_grad()
+def test_a_layer_in_parts_is_the_whole_layer(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts: list[int] = []
+    model, images = tiny_llava(1, dtype=torch.float64), tiny_images(5, dtype=torch.float64)
+    expected = features_of(model, "ficoco-v:4", images)
+    first: Any = tower_parts(model).layers[0]
+    layer = first.mlp.fc1
+    monkeypatch.setattr(feed_forward, "INNER_BYTES", at_once * 17 * layer.out_features * images.element_size() + 1)
+    layer.register_forward_hook(lambda module, args, result: parts.append(len(args[0])))
+    torch.testing.assert_close(features_of(model, "ficoco-v:4", images), expected)
+    assert parts == [at_once] * (5 // at_once) + [5 % at_once] * (5 % at_once > 0)
 
 
 @torch.no_grad()
