@@ -31,13 +31,19 @@ def take(tokens: Float[Tensor, "b n w"], index: Int[Tensor, "b k"]) -> Float[Ten
     outer, inner, step = tokens.stride()
     # Whole rows of one matrix are copied several times faster on a CPU than a gather with an expanded index is; a
     # stretch of longer sequences is such a matrix too, with rows between that nothing points at.
-    if step == 1 and inner == width and outer % width == 0 and not tokens.requires_grad:
+    if step == 1 and inner == width > 0 == outer % width and not tokens.requires_grad:
         count = outer // width
         matrix = tokens.as_strided(((batch - 1) * count + tokens.shape[1], width), (width, 1))
     else:
-        matrix = tokens.reshape(-1, width)
+        matrix = tokens.reshape(batch * count, width)
     rows = index + count * torch.arange(batch, device=index.device).unsqueeze(1)
-    return matrix.index_select(0, rows.flatten()).view(batch, -1, width)
+    return matrix.index_select(0, rows.flatten()).view(batch, index.shape[1], width)
+
+
+def put_(tokens: Float[Tensor, "b n w"], index: Int[Tensor, "b k"], values: Float[Tensor, "b k w"]) -> None:
+    """Overwrites tokens chosen row by row, each once."""
+    for row, chosen, value in zip(tokens, index, values, strict=True):
+        row.index_copy_(0, chosen, value)
 
 
 def concatenate_heads(heads: Float[Tensor, "b h n d"]) -> Float[Tensor, "b n w"]:
@@ -76,6 +82,19 @@ def raw_scores(queries: Float[Tensor, "b n w"], keys: Float[Tensor, "b m w"], sc
     return precise(torch.bmm(queries * scale, keys.transpose(1, 2)))
 
 
+def chosen_scores(
+    queries: Float[Tensor, "b s w"], keys: Float[Tensor, "b n w"], kept: Int[Tensor, "b k"], scale: float
+) -> Float[Tensor, "b s k"]:
+    """Scores of concatenated heads with the keys chosen, at least float32."""
+    # Products with all keys and a choice of the results move less memory than a choice of the keys does.
+    if keys.device.type == "cpu" and not keys.is_contiguous():
+        # One by one: what is a stretch of longer sequences would be copied first.
+        products = torch.stack([key @ query.t() for key, query in zip(keys, queries * scale, strict=True)])
+    else:
+        products = torch.bmm(keys, (queries * scale).transpose(1, 2))
+    return precise(take(products, kept).transpose(1, 2).contiguous())
+
+
 def mean_score(tokens: Float[Tensor, "b n w"], mean: Float[Tensor, "b w"], scale: float) -> Float[Tensor, "b n"]:
     """Mean score of each token with the other side's tokens, given their mean: linear in n."""
     column = (precise(mean) * scale).unsqueeze(-1)
@@ -94,18 +113,40 @@ def _products(queries: Float[Tensor, "b g n d"], keys: Float[Tensor, "b g m d"])
     """Products of every query with every key of its group."""
     if queries.device.type != "cpu":
         return queries @ keys.transpose(-1, -2)
-    # Heads lie side by side, so one product for the whole batch would first copy all keys, at many times its own cost.
+    # The other way round: keys whose heads lie side by side would first be copied, at many times the product's cost.
     rows = [key @ query.transpose(-1, -2) for query, key in zip(queries, keys, strict=True)]
-    return torch.stack(rows).transpose(-1, -2)
+    return torch.stack(rows).transpose(-1, -2).contiguous()
 
 
 def attention_weights(
     queries: Float[Tensor, "b h n d"], keys: Float[Tensor, "b g m d"], visible: Bool[Tensor, "#b #n m"] | None = None
 ) -> Float[Tensor, "b n m"]:
     """Head mean of the softmax weights, at least float32. A query that sees no key gets equal weights."""
+    if queries.device.type != "cpu":
+        return _weights(queries, keys, visible)
+    # Row by row the weights of all heads stay in the processor's cache.
+    batch = len(queries)
+    seen = [None] * batch if visible is None else visible.expand(batch, -1, -1).split(1)
+    return torch.cat([_weights(*row) for row in zip(queries.split(1), keys.split(1), seen, strict=True)])
+
+
+def _weights(
+    queries: Float[Tensor, "b h n d"], keys: Float[Tensor, "b g m d"], visible: Bool[Tensor, "#b #n m"] | None
+) -> Float[Tensor, "b n m"]:
     (batch, heads, count, width), groups = queries.shape, keys.shape[1]
     grouped = (queries * width**-0.5).reshape(batch, groups, heads // groups * count, width)
     scores = precise(_products(grouped, keys)).reshape(batch, heads, count, keys.shape[2])
     if visible is not None:
-        scores = scores.masked_fill(~visible.unsqueeze(1), torch.finfo(scores.dtype).min)
+        scores = scores.masked_fill_(~visible.unsqueeze(1), torch.finfo(scores.dtype).min)
     return functional.softmax(scores, dim=-1).mean(1)
+
+
+def one_query_weights(query: Float[Tensor, "b w"], keys: Float[Tensor, "b n w"], heads: int) -> Float[Tensor, "b n"]:
+    """Head mean of the softmax weights of one query, at least float32, from heads that lie side by side.
+
+    The query's heads stand in a block-diagonal matrix, so that one product passes over the keys once.
+    """
+    apart = query.unflatten(-1, (heads, -1)).unsqueeze(-1)
+    apart = apart * apart.shape[2] ** -0.5
+    blocks = (apart * torch.eye(heads, dtype=query.dtype, device=query.device).unsqueeze(1)).flatten(1, 2)
+    return functional.softmax(precise(torch.bmm(keys, blocks)), dim=1).mean(2)

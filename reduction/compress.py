@@ -10,6 +10,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from reduction.attention import put_, take
 from reduction.settings import Reduction
 from reduction.tensors import Bool, Float
 
@@ -30,35 +31,51 @@ def chosen_targets(correlation: Float[Tensor, "b s t"], epsilon: float) -> Bool[
     return correlation >= threshold
 
 
-def merge(
-    targets: Float[Tensor, "b t w"],
-    sources: Float[Tensor, "b s w"],
-    correlation: Float[Tensor, "b s t"],
-    epsilon: float,
-) -> Float[Tensor, "b t w"]:
-    """Eq. 2: x_j ← (x_j + Σ_i α_ij x_i) / (1 + Σ_i α_ij), α proportional to C over each dropped token's J."""
+def merging_weights(correlation: Float[Tensor, "b s t"], epsilon: float) -> Float[Tensor, "b s t"]:
+    """α of Eq. 2: proportional to C over each dropped token's J, where its row sums to 1."""
     chosen = correlation.masked_fill(~chosen_targets(correlation, epsilon), 0.0)
-    total = chosen.sum(-1, keepdim=True).clamp_min(torch.finfo(chosen.dtype).tiny)
-    return _weighted(targets, sources, chosen / total)
+    return chosen / chosen.sum(-1, keepdim=True).clamp_min(torch.finfo(chosen.dtype).tiny)
 
 
-def average(
-    targets: Float[Tensor, "b t w"],
-    sources: Float[Tensor, "b s w"],
-    correlation: Float[Tensor, "b s t"],
-    epsilon: float,
-) -> Float[Tensor, "b t w"]:
-    """Plain mean of each target and every dropped token whose J holds it: α is 1 there."""
-    return _weighted(targets, sources, chosen_targets(correlation, epsilon).to(correlation.dtype))
-
-
-def _weighted(
+def take_in(
     targets: Float[Tensor, "b t w"], sources: Float[Tensor, "b s w"], weights: Float[Tensor, "b s t"]
 ) -> Float[Tensor, "b t w"]:
-    share = 1 / (1 + weights.sum(1).unsqueeze(-1))
+    """Eq. 2: x_j ← (x_j + Σ_i α_ij x_i) / (1 + Σ_i α_ij).
+
+    On a CPU, where no gradient is asked for, the targets given are overwritten and returned.
+    """
+    received = weights.sum(1)
+    if on_host(received) and not _differentiated(targets, sources, weights):
+        return _few_take_in(targets, sources, weights, received)
+    share = 1 / (1 + received.unsqueeze(-1))
     # The targets are passed over once, added to what they take in.
     taken = torch.bmm((weights.transpose(1, 2) * share).to(sources.dtype), sources)
     return taken.addcmul_(targets, share.to(targets.dtype))
+
+
+def on_host(values: Tensor) -> bool:
+    """Whether the host can read values without waiting for a device."""
+    return values.device.type == "cpu"
+
+
+def _differentiated(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _few_take_in(
+    targets: Float[Tensor, "b t w"],
+    sources: Float[Tensor, "b s w"],
+    weights: Float[Tensor, "b s t"],
+    received: Float[Tensor, "b t"],
+) -> Float[Tensor, "b t w"]:
+    """`take_in` in place, of those alone that take in something: in each row as many as in the one with most."""
+    most = max(1, int((received != 0).sum(1).max()))
+    receivers = received.topk(most, dim=1).indices
+    share = 1 / (1 + received.gather(1, receivers).unsqueeze(-1))
+    columns = weights.gather(2, receivers.unsqueeze(1).expand(-1, weights.shape[1], -1))
+    taken = torch.bmm((columns.transpose(1, 2) * share).to(sources.dtype), sources)
+    put_(targets, receivers, taken.addcmul_(take(targets, receivers), share.to(targets.dtype)))
+    return targets
 
 
 Sizes = tuple[Float[Tensor, "b t"], Float[Tensor, "b s"]] | None
@@ -74,8 +91,8 @@ def merge_stage(
     reduction: Reduction,
     sizes: Sizes,
 ) -> Merged:
-    """`merge` as a stage of the table."""
-    return merge(targets, sources, correlation, reduction.epsilon), None
+    """Eq. 2 with α proportional to C over each dropped token's J."""
+    return take_in(targets, sources, merging_weights(correlation, reduction.epsilon)), None
 
 
 def average_stage(
@@ -85,8 +102,9 @@ def average_stage(
     reduction: Reduction,
     sizes: Sizes,
 ) -> Merged:
-    """`average` as a stage of the table."""
-    return average(targets, sources, correlation, reduction.epsilon), None
+    """Plain mean of each target and every dropped token whose J holds it: α is 1 there."""
+    joins = chosen_targets(correlation, reduction.epsilon)
+    return take_in(targets, sources, joins.to(correlation.dtype)), None
 
 
 def join_best(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from reduction.attention import precise, take
+from reduction.attention import precise
 from reduction.tensors import Bool, Float, Int
 
 
@@ -23,14 +23,6 @@ class Partition(NamedTuple):
     dropped: Int[Tensor, "b s"]
     eligible: Bool[Tensor, "b k"] | None = None
     """Which of the tokens kept may take in dropped ones; None: all."""
-
-
-def take_both(
-    tokens: Float[Tensor, "b t w"], split: Partition, first: int = 0
-) -> tuple[Float[Tensor, "b k w"], Float[Tensor, "b s w"]]:
-    """The tokens kept and the tokens dropped, of those from `first` on, in one pass."""
-    both = take(tokens, torch.cat([split.kept, split.dropped], dim=1) + first)
-    return both[:, : split.kept.shape[1]], both[:, split.kept.shape[1] :]
 
 
 def scaled(scores: Float[Tensor, "b n"], how: str) -> Float[Tensor, "b n"]:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from reduction.tensors import Bool, Float, Int
+
+
+@lru_cache(maxsize=64)
+def _by_window(grid: int, window: int, device: torch.device) -> Int[Tensor, " cells"]:
+    """Where each raster index stands when the windows lie one behind the other, all of them whole."""
+    place = torch.arange(grid, device=device)
+    which, inside = place // window, place % window
+    per_side = -(-grid // window)
+    windows = which.unsqueeze(1) * per_side + which
+    return (windows * window**2 + inside.unsqueeze(1) * window + inside).flatten()
 
 
 def window_highest(
@@ -17,15 +28,13 @@ def window_highest(
     `cells` are raster indices on a `grid` x `grid` board, cut into `window` x `window` windows from its upper left;
     windows at the other edges may be smaller.
     """
-    batch, per_side = len(scores), -(-grid // window)
-    board = scores.new_full((batch, grid * grid), -torch.inf).scatter(1, cells, scores)
-    margin = per_side * window - grid
-    padded = functional.pad(board.view(batch, grid, grid), (0, margin, 0, margin), value=-torch.inf)
-    windows = padded.view(batch, per_side, window, per_side, window).transpose(2, 3).flatten(3).flatten(1, 2)
-    winner = windows.argmax(-1)
-    row, column = cells // grid, cells % grid
-    inside = (row % window) * window + column % window
-    return winner.gather(1, (row // window) * per_side + column // window) == inside
+    batch, windows = len(scores), (-(-grid // window)) ** 2
+    place = _by_window(grid, window, scores.device)[cells]
+    board = scores.new_full((batch, windows * window**2), -torch.inf).scatter_(1, place, scores)
+    winner = board.view(batch, windows, -1).argmax(-1)
+    winner += torch.arange(0, windows * window**2, window**2, device=scores.device)
+    highest = torch.zeros_like(board, dtype=torch.bool).scatter_(1, winner, True)
+    return highest.gather(1, place)
 
 
 def local_penalty(

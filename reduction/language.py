@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reduction.attention import masked_mean, mean_score, raw_scores, take
+from reduction.attention import chosen_scores, masked_mean, mean_score, raw_scores, take
 from reduction.block import VisualBlock as VisualBlock
 from reduction.correlate import from_scores, from_weights, mixed, through_text
 from reduction.filter import Partition, drop_highest, redundancy
@@ -50,7 +50,7 @@ def _direct(block: VisualBlock, split: Partition, reduction: Reduction) -> Float
     if reduction.patch_scores == "softmax":
         rows = take(block.causal_weights, split.dropped)
         return from_weights(rows.gather(2, split.kept.unsqueeze(1).expand(-1, rows.shape[1], -1)))
-    return from_scores(raw_scores(take(block.queries, split.dropped), take(block.visual_keys, split.kept), block.scale))
+    return from_scores(chosen_scores(take(block.queries, split.dropped), block.visual_keys, split.kept, block.scale))
 
 
 def _indirect(block: VisualBlock, split: Partition, reduction: Reduction) -> Float[Tensor, "b s k"]:

@@ -2,7 +2,8 @@
 
 Counted as in `reduction.flops`: matrix products only; means, softmax, top-k, gathers and element-wise work are not.
 The products follow the linear form (FICOCO.md, section 7) as `vision` and `language` compute it: a mean over keys is
-one product with the mean key, a correlation needs only the dropped rows, the update is one weight matrix.
+one product with the mean key, a correlation needs only the dropped rows, the update is one weight matrix. A CPU leaves
+out of that update what takes in nothing; it is counted all the same.
 Symbols: n visual tokens entering the layer, r dropped, k = n - r kept, w width of all heads, d hidden width.
 """
 
@@ -13,16 +14,22 @@ from collections import Counter
 from reduction.methods import tokens_dropped
 from reduction.schedule import Plan
 from reduction.settings import Reduction
-from reduction.shapes import DecoderShape, ModelShape
+from reduction.shapes import DecoderShape, ModelShape, VisionShape
 from reduction.stage_costs import Sizes, shared_terms
 from reduction.text_shape import TextShape
 
 
-def _vision_filter(n: int, keys: int, w: int, has_cls: bool, reduction: Reduction) -> int:
+def _vision_filter(n: int, vision: VisionShape, reduction: Reduction) -> int:
+    w, keys = vision.width, n + vision.has_cls
     visual = 2 * n * keys * w if reduction.patch_scores == "softmax" else 2 * n * w
-    if not has_cls or reduction.cls_scores == "keys":
+    if not vision.has_cls or reduction.cls_scores == "keys":
         return visual
-    return visual + 2 * (n if reduction.cls_scores == "raw" else keys) * w
+    return visual + 2 * n * w if reduction.cls_scores == "raw" else visual + _cls_weights(keys, vision)
+
+
+def _cls_weights(keys: int, vision: VisionShape) -> int:
+    """The weights that CLS pays each key: all keys with the block-diagonal matrix of its heads."""
+    return 2 * keys * vision.width * vision.heads if vision.has_cls else 0
 
 
 def vision_terms(shape: ModelShape, plan: Plan, reduction: Reduction) -> dict[str, int]:
@@ -33,14 +40,14 @@ def vision_terms(shape: ModelShape, plan: Plan, reduction: Reduction) -> dict[st
         if not r:
             continue
         stages, w = reduction.stages("vision"), vision.width
-        # Importance is a product with CLS's own weights; without CLS it is element-wise.
-        sizes = Sizes(n, tokens_dropped(stages[2], r), cls, w, w // vision.heads, 2 * (n + cls) * w * cls)
+        # Importance is what CLS pays; without CLS it is element-wise.
+        importance, one_head = _cls_weights(n + cls, vision), 2 * (n + cls) * w * cls
+        sizes = Sizes(n, tokens_dropped(stages[2], r), cls, w, w // vision.heads, importance, one_head)
         terms.update(shared_terms(stages, sizes))
         if stages[0] == "ficoco":
-            terms["filter"] += _vision_filter(n, n + cls, w, vision.has_cls, reduction)
+            terms["filter"] += _vision_filter(n, vision, reduction)
         if stages[1] == "attention" and stages[2] != "prune":
-            # Weights of the softmax need the whole row; raw scores only the kept columns.
-            terms["correlate"] += 2 * r * (n + cls if reduction.patch_scores == "softmax" else n - r) * w
+            terms["correlate"] += 2 * r * (n + cls) * w
     return dict(terms)
 
 
@@ -132,7 +139,7 @@ def _language_layer(decoder: DecoderShape, n: int, r: int, prefix: int, m: int, 
     # Raters are chosen row by row, so their mean is a product with weights.
     terms["weights"] += 2 * m * n * _asks_raters(reduction)
     if stages[1].startswith("attention") and stages[2] != "prune":
-        terms["correlate"] += 2 * r * k * kw * raw_visual
+        terms["correlate"] += 2 * r * n * kw * raw_visual
     if via_text:
         products = 2 if reduction.text_direction == "vision_to_text" else 1
         terms["via_text"] += 2 * r * m * k + products * 2 * m * n * kw * raw_text

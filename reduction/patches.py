@@ -10,7 +10,15 @@ from functools import cached_property
 
 from torch import Tensor
 
-from reduction.attention import attention_weights, masked_mean, mean_score, raw_scores, score_scale, take
+from reduction.attention import (
+    attention_weights,
+    chosen_scores,
+    masked_mean,
+    mean_score,
+    one_query_weights,
+    score_scale,
+    take,
+)
 from reduction.correlate import from_scores, from_weights
 from reduction.filter import Partition, drop_highest, key_distinctness, redundancy
 from reduction.grid import local_penalty
@@ -67,10 +75,9 @@ def _importance(patches: Patches, cls_scores: str) -> Float[Tensor, "b n"]:
     keys = patches.keys[:, patches.first :]
     if cls_scores == "keys" or patches.first == 0:
         return key_distinctness(keys, patches.heads)
-    cls_query = patches.queries[:, :1]
     if cls_scores == "raw":
-        return mean_score(keys, cls_query.squeeze(1), patches.scale)
-    return attention_weights(patches.by_head(cls_query), patches.by_head(patches.keys))[:, 0, 1:]
+        return mean_score(keys, patches.queries[:, 0], patches.scale)
+    return one_query_weights(patches.queries[:, 0], patches.keys, patches.heads)[:, 1:]
 
 
 def _patch_weights(patches: Patches) -> Float[Tensor, "b n n"]:
@@ -104,4 +111,4 @@ def attention_patches(patches: Patches, split: Partition, reduction: Reduction) 
         weights = attention_weights(patches.by_head(queries), patches.by_head(patches.keys))
         columns = (split.kept + patches.first).unsqueeze(1).expand(-1, weights.shape[1], -1)
         return from_weights(weights.gather(2, columns))
-    return from_scores(raw_scores(queries, take(patches.keys, split.kept + patches.first), patches.scale))
+    return from_scores(chosen_scores(queries, patches.keys, split.kept + patches.first, patches.scale))

@@ -26,6 +26,8 @@ class Sizes(NamedTuple):
     """Width of the keys that tokens are compared by."""
     importance: int
     """FLOPs of the importance of all tokens."""
+    one_head: int = 0
+    """FLOPs of the scores of all keys with CLS, its heads taken as one."""
 
 
 def _nothing(sizes: Sizes) -> int:
@@ -49,11 +51,11 @@ FILTER_FLOPS: dict[str, Callable[[Sizes], int]] = {
     "conditional_dpp": lambda sizes: sizes.n * (sizes.n - sizes.s) * (sizes.n - sizes.s - 1),
     # Four pivots each of image and text, one after the other compared with all visual tokens.
     "unlike_pivots": lambda sizes: 2 * (min(4, sizes.n - sizes.s) + 4) * sizes.n * sizes.width,
-    "cls_one_head": lambda sizes: sizes.importance,
+    "cls_one_head": lambda sizes: sizes.one_head,
 }
 CORRELATE_FLOPS: dict[str, Callable[[Sizes], int]] = {
     # All heads as one: keys as wide as the states, and the attention of CLS once more.
-    "nearest": lambda sizes: 2 * sizes.s * (sizes.n - sizes.s) * sizes.width + sizes.importance,
+    "nearest": lambda sizes: 2 * sizes.s * (sizes.n - sizes.s) * sizes.width + sizes.one_head,
     "clusters": lambda sizes: 2 * recycled(sizes.s) ** 2 * sizes.width,
     "cosine": lambda sizes: 2 * sizes.s * (sizes.n - sizes.s) * sizes.metric,
 }

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from reduction.attention import take
-from reduction.filter import Partition, take_both
+from reduction.filter import Partition
 from reduction.methods import ADAPTIVE, COMPRESSIONS, CORRELATIONS, FILTERS, REORDERS, tokens_dropped, tokens_fewer
 from reduction.settings import Reduction
 from reduction.tensors import Float, Int
@@ -21,15 +21,16 @@ from reduction.views import View, function_of, imported, in_raster_order
 
 
 class Reduced(NamedTuple):
-    """The visual tokens that are left."""
+    """The visual tokens that are left, behind the tokens that never go."""
 
-    states: Float[Tensor, "b k w"]
+    states: Float[Tensor, "b t w"]
+    """First the `View.first` tokens before the visual ones, then those left."""
     kept: Int[Tensor, "b k"]
     """Which tokens they were. A token made anew stands where the dropped token stood that gives most to it."""
     sizes: Float[Tensor, "b k"] | None = None
     """How many tokens each stands for, where the compress stage counts them."""
     counts: Int[Tensor, " b"] | None = None
-    """How many of a row's tokens are real, the first ones, where rows differ; the rest is padding, in `kept` too."""
+    """How many visual tokens of a row are real, the first ones, where rows differ; the rest pads, as in `kept`."""
 
 
 def reorders(stages: tuple[str, str, str]) -> bool:
@@ -44,7 +45,7 @@ def reduce_tokens(
     reduction: Reduction,
     sizes: Float[Tensor, "b n"] | None = None,
 ) -> Reduced:
-    """The visual tokens left of those in `states` (from `view.first` on) when there shall be `n_drop` fewer.
+    """What is left of `states` when there shall be `n_drop` fewer visual tokens, which begin at `view.first`.
 
     `sizes` are how many tokens each stands for so far, None where each is one.
     """
@@ -53,9 +54,10 @@ def reduce_tokens(
         return _row_by_row(view, states, reduction, sizes)
     dropped = tokens_dropped(compress, n_drop)
     split: Partition = function_of(FILTERS, filter_, view.place)(view, dropped, reduction)
+    left = take(states, _behind(view.first, split.kept))
     if compress == "prune":
-        return Reduced(take(states, split.kept + view.first), split.kept)
-    targets, sources = take_both(states, split, view.first)
+        return Reduced(left, split.kept)
+    targets, sources = left[:, view.first :], take(states, split.dropped + view.first)
     correlation = function_of(CORRELATIONS, correlate, view.place)(view, split, reduction)
     both = None if sizes is None else (sizes.gather(1, split.kept), sizes.gather(1, split.dropped))
     tokens, counts = function_of(COMPRESSIONS, compress, view.place)(targets, sources, correlation, reduction, both)
@@ -63,7 +65,16 @@ def reduce_tokens(
     if fresh := dropped - n_drop:
         given = correlation[..., -fresh:].argmax(1)
         kept = torch.cat([kept, split.dropped.gather(1, given)], dim=1)
-    return Reduced(tokens, kept, counts)
+    if tokens is not targets:
+        left = torch.cat([left[:, : view.first], tokens], dim=1) if view.first else tokens
+    return Reduced(left, kept, counts)
+
+
+def _behind(first: int, kept: Int[Tensor, "b k"]) -> Int[Tensor, "b t"]:
+    """The first tokens, and behind them those kept of the rest."""
+    if not first:
+        return kept
+    return torch.cat([torch.arange(first, device=kept.device).expand(len(kept), -1), kept + first], dim=1)
 
 
 def _row_by_row(
@@ -83,7 +94,7 @@ def _row_by_row(
         left.append(reduce_tokens(view.row(row), states[one], fewer, replace(reduction, keep=total - fewer), own))
     lengths = [one.kept.shape[1] for one in left]
     return Reduced(
-        torch.cat([functional.pad(one.states, (0, 0, 0, max(lengths) - one.states.shape[1])) for one in left]),
+        torch.cat([functional.pad(one.states, (0, 0, 0, max(lengths) - one.kept.shape[1])) for one in left]),
         torch.cat([functional.pad(one.kept, (0, max(lengths) - one.kept.shape[1])) for one in left]),
         counts=torch.tensor(lengths, device=counts.device),
     )

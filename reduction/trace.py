@@ -117,7 +117,11 @@ def observe(model: Any) -> Iterator[Trace]:
         eye = torch.eye(states.shape[1], device=states.device, dtype=torch.float32).expand(len(states), -1, -1)
         matrix = stages.reduce_tokens(view, eye, n_drop, setting, sizes).states
         counts = None if left.counts is None else left.counts.cpu()
-        trace.add(view, stages.Reduced(left.states, left.kept.cpu(), None, counts), matrix[..., view.first :].cpu())
+        trace.add(
+            view,
+            stages.Reduced(left.states, left.kept.cpu(), None, counts),
+            matrix[:, view.first :, view.first :].cpu(),
+        )
         return left
 
     def sort_raster(reduced: stages.Reduced, cells: Tensor) -> stages.Reduced:

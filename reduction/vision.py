@@ -56,8 +56,7 @@ def reduce_patches(
 ) -> Reduced:
     """One layer's reduction: the tokens that go on (CLS first where there is one) and the indices of kept patches."""
     patches.states = hidden[:, patches.first :]
-    left = reduce_tokens(patches, hidden, n_drop, reduction, sizes)
-    return left._replace(states=torch.cat([hidden[:, : patches.first], left.states], dim=1))
+    return reduce_tokens(patches, hidden, n_drop, reduction, sizes)
 
 
 class _Run(NamedTuple):
@@ -169,7 +168,8 @@ def encode_images(
     `pixel_values` are normalised. With `vision_feature_select_strategy="default"` the visual tokens are the patches in
     raster order; with "full" CLS is visual token 0 and patch i is token i + 1. Where each image keeps as many as it
     needs, rows are padded to the longest by tokens whose index is one past the last (`real_tokens`). No drops: Hugging
-    Face's features, bit for bit. A row per image, or where the plan is `by_question` per question of `asked`.
+    Face's features, bit for bit (on a CPU as far as `feed_forward` keeps them). A row per image, or where the plan is
+    `by_question` per question of `asked`.
     Raises ReductionError where a reduced tower is read at several layers, or questions are needed and not given.
     """
     core: Any = getattr(model, "model", model)

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from reduction import flops
 from reduction.diversity import greedy_map
@@ -20,6 +18,7 @@ from reduction.shapes import from_config
 from reduction.text_tower import Asked
 from reduction.vision import encode_images, real_tokens
 from tests.clip_checkpoint import END_TOKEN, QUESTIONS, START_TOKEN, letters_tokenizer, text_tower, tiny_clip
+from tests.reduction.counted import counting
 from tests.reduction.reference_methods import embedded, layers_of
 from tests.reduction.test_adaptive import outliers
 from tests.reduction.test_linear import WAITS, Recorder
@@ -180,7 +179,7 @@ def test_flops_of_questions_that_share_an_image(text: str) -> None:
     shape = from_config(llava.config, text_tower=tower.shape)
     schedule, questions = plan(setting, shape), ["red?", "blue", "dogs"]
     ids = tower.tokenise(questions)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with counting() as counter:
         asked = Asked(tower, tower.embed_ids(ids), torch.tensor([0, 0, 0]))
         encode_images(llava, tiny_images(1), schedule, setting, asked)
     (length,) = {len(row) for row in ids}

@@ -4,8 +4,6 @@ import itertools
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from reduction import flops
 from reduction.language import reduce_visual
@@ -14,13 +12,14 @@ from reduction.schedule import plan
 from reduction.settings import Reduction
 from reduction.shapes import NAMED, ModelShape, from_config
 from reduction.vision import encode_images
+from tests.reduction.counted import counting
 from tests.tiny import tiny_images, tiny_llava
 
 PREFIX, WORDS = 3, 5
 
 
 def counted(run) -> int:
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with counting() as counter:
         run()
     return counter.get_total_flops()
 

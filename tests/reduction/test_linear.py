@@ -12,6 +12,7 @@ from reduction.language import reduce_visual
 from reduction.patches import Patches
 from reduction.settings import Reduction
 from reduction.vision import reduce_patches
+from tests.reduction.counted import as_on_a_device
 
 COUNT, DROP = 100, 20
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "_unique2")
@@ -71,13 +72,16 @@ def record(text: str) -> Recorder:
     "text", [f"ficoco-v:9,{o}".strip(",") for o in VISION] + [f"ficoco-l:9,{o}".strip(",") for o in LANGUAGE]
 )
 def test_cost_is_linear_and_nothing_waits(text: str) -> None:
-    recorder = record(text)
+    assert record(text).squares == set()
+    with as_on_a_device():
+        recorder = record(text)
     assert recorder.squares == set()
     assert not recorder.names & set(WAITS)
 
 
 @pytest.mark.parametrize("text", ["ficoco-v:9,patch_scores=softmax", "ficoco-l:9,patch_scores=softmax"])
 def test_softmax_among_patches_is_the_exception(text: str) -> None:
-    recorder = record(text)
+    with as_on_a_device():
+        recorder = record(text)
     assert recorder.squares
     assert not recorder.names & set(WAITS)

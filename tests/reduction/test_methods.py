@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import reduction
 from reduction import flops
@@ -21,6 +19,7 @@ from reduction.shapes import NAMED, ModelShape, from_config
 from reduction.text_tower import Asked
 from reduction.vision import encode_images
 from tests.clip_checkpoint import QUESTIONS, installed, text_tower
+from tests.reduction.counted import counting
 from tests.tiny import tiny_images, tiny_llava, tiny_prompts
 
 NEW = [name for name in METHODS if name != "dense" and not name.startswith("ficoco")]
@@ -100,9 +99,12 @@ def check_image(text: str, **sizes: Any) -> None:
         return
     schedule = plan(setting, shape)
     words = tower.tokenise(QUESTIONS[:1])
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with counting() as counter:
         asked = Asked(tower, tower.embed_ids(words)) if schedule.by_question else None
         features, kept = encode_images(model, tiny_images(1), schedule, setting, asked)
+    with torch.no_grad():
+        usual = encode_images(model, tiny_images(1), schedule, setting, asked)
+    torch.testing.assert_close(usual, (features, kept), rtol=1e-4, atol=1e-4)
     own = sum(question_terms(shape, schedule, setting, len(words[0])).values())
     assert counter.get_total_flops() == flops.count_image(shape, schedule, setting).total + own
     assert (own > 0) == setting.by_question
@@ -120,10 +122,10 @@ def test_every_combination_in_the_decoder_and_its_cost(text: str) -> None:
         tokens = prefix + count + words
         queries = torch.randn(1, decoder.heads, tokens, decoder.head_dim)
         keys, hidden = torch.randn(1, decoder.kv_heads, tokens, decoder.head_dim), torch.randn(1, tokens, decoder.width)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            left, kept = reduce_visual(
-                hidden, queries, keys, start=prefix, count=count, n_drop=n_drop, reduction=setting
-            )
+        block: dict[str, Any] = {"start": prefix, "count": count, "n_drop": n_drop, "reduction": setting}
+        with counting() as counter:
+            left, kept = reduce_visual(hidden, queries, keys, **block)
+        torch.testing.assert_close(reduce_visual(hidden, queries, keys, **block), (left, kept))
         total += counter.get_total_flops()
         assert left.shape[1] == tokens - n_drop
         assert len(set(kept[0].tolist())) == count - n_drop

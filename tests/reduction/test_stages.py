@@ -12,16 +12,20 @@ from torch import Tensor
 
 from reduction.attention import (
     attention_weights,
+    chosen_scores,
     concatenate_heads,
     masked_mean,
     mean_score,
+    one_query_weights,
     raw_scores,
     score_scale,
     sum_groups,
+    take,
 )
-from reduction.compress import average, chosen_targets, merge, quantile_count
+from reduction.compress import chosen_targets, merging_weights, quantile_count, take_in
 from reduction.correlate import from_weights, through_text
 from reduction.filter import drop_highest, drop_random, drop_stride, keep_set, redundancy, scaled
+from tests.reduction.counted import as_on_a_device
 
 HEADS = st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 1)])
 
@@ -77,23 +81,68 @@ def test_merge_by_hand() -> None:
     targets, sources = torch.tensor([[[2.0], [4.0], [8.0]]]), torch.tensor([[[10.0], [1.0]]])
     correlation = torch.tensor([[[3.0, 1.0, 0.5], [0.0, 0.2, 0.2]]])
     # ε = 0.5 chooses two of three: shares 3/4 and 1/4 of 10, then 1/2 and 1/2 of 1.
-    merged = merge(targets, sources, correlation, 0.5)
+    merged = take_in(targets.clone(), sources, merging_weights(correlation, 0.5))
     expected = [(2 + 7.5) / 1.75, (4 + 2.5 + 0.5) / 1.75, (8 + 0.5) / 1.5]
     torch.testing.assert_close(merged[0, :, 0], torch.tensor(expected))
-    mean = average(targets, sources, correlation, 0.5)
+    mean = take_in(targets.clone(), sources, chosen_targets(correlation, 0.5).float())
     torch.testing.assert_close(mean[0, :, 0], torch.tensor([12 / 2, 15 / 3, 9 / 2]))
 
 
 def test_nothing_correlated_merges_nowhere() -> None:
     targets, sources = torch.ones(1, 3, 2), torch.full((1, 2, 2), 9.0)
-    assert torch.equal(merge(targets, sources, torch.zeros(1, 2, 3), 0.5), targets)
+    weights = merging_weights(torch.zeros(1, 2, 3), 0.5)
+    assert torch.equal(take_in(targets.clone(), sources, weights), targets)
     assert not from_weights(torch.zeros(1, 2, 3)).any()
 
 
+@given(st.integers(1, 12), st.integers(1, 9), st.floats(0, 1), st.booleans(), st.integers(0, 99))
+def test_only_what_takes_in_changes(count: int, dropped: int, share: float, behind: bool, seed: int) -> None:
+    tokens, sources = random_heads(3, count + behind, 4, seed=seed), random_heads(3, dropped, 4, seed=seed + 1)
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.rand(3, dropped, count, generator=generator, dtype=torch.float64)
+    weights *= torch.rand(weights.shape, generator=generator) < share
+    targets, before = tokens[:, int(behind) :], tokens.clone()
+    expected = (targets + weights.transpose(1, 2) @ sources) / (1 + weights.sum(1).unsqueeze(-1))
+    with as_on_a_device():
+        torch.testing.assert_close(take_in(targets, sources, weights), expected)
+    assert torch.equal(tokens, before)
+    assert take_in(targets, sources, weights) is targets
+    torch.testing.assert_close(targets, expected)
+    untouched = weights.sum(1) == 0
+    assert torch.equal(targets[untouched], before[:, int(behind) :][untouched])
+    assert torch.equal(tokens[:, : int(behind)], before[:, : int(behind)])
+
+
+def test_merging_can_be_differentiated() -> None:
+    targets, sources, scores = (random_heads(2, *shape, seed=shape[0]) for shape in ((5, 3), (2, 3), (2, 5)))
+    weights = merging_weights(scores.exp(), 0.5)
+
+    for chosen in [(targets, sources), (weights,)]:
+        for tensor in chosen:
+            tensor.requires_grad_()
+        assert torch.autograd.gradcheck(lambda *_: take_in(targets, sources, weights), chosen)
+        for tensor in chosen:
+            tensor.requires_grad_(False)
+
+
+@given(st.integers(1, 9), st.integers(0, 4), st.booleans(), st.integers(0, 99))
+def test_scores_with_chosen_keys(count: int, chosen: int, behind: bool, seed: int) -> None:
+    keys, queries = (random_heads(2, n, 6, seed=seed + n)[:, int(behind) :] for n in (count + behind, chosen + behind))
+    kept = torch.stack([torch.randperm(count, generator=torch.Generator().manual_seed(seed + i)) for i in range(2)])
+    got = chosen_scores(queries, keys, kept[:, : count // 2], 0.3)
+    torch.testing.assert_close(got, raw_scores(queries, take(keys, kept[:, : count // 2]), 0.3))
+
+
+@given(st.sampled_from([1, 2, 6]), st.integers(1, 9), st.integers(0, 99))
+def test_weights_of_one_query(heads: int, count: int, seed: int) -> None:
+    query, keys = random_heads(2, heads, 1, 5, seed=seed), random_heads(2, heads, count, 5, seed=seed + 1)
+    got = one_query_weights(concatenate_heads(query)[:, 0], concatenate_heads(keys), heads)
+    torch.testing.assert_close(got, full_scores(query, keys).softmax(-1).mean(1)[:, 0])
+
+
 def test_merging_keeps_half_precision() -> None:
-    correlation = torch.rand(2, 3, 4)
-    merged = merge(torch.rand(2, 4, 5).bfloat16(), torch.rand(2, 3, 5).bfloat16(), correlation, 0.5)
-    assert merged.dtype == torch.bfloat16
+    weights = merging_weights(torch.rand(2, 3, 4), 0.5)
+    assert take_in(torch.rand(2, 4, 5).bfloat16(), torch.rand(2, 3, 5).bfloat16(), weights).dtype == torch.bfloat16
 
 
 def test_text_correlation_skips_padding() -> None:

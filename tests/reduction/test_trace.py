@@ -64,8 +64,8 @@ def test_every_place_is_linear_and_the_matrix_is_the_product_of_the_places(
     # Each place is called twice: on the states, and on the identity.
     for number in range(0, len(calls), 2):
         first, states, left = calls[number]
-        matrix = calls[number + 1][2].states[..., first:].double()
-        near(matrix @ states[:, first:], left.states)
+        matrix = calls[number + 1][2].states[:, first:, first:].double()
+        near(matrix @ states[:, first:], left.states[:, first:])
         product = matrix @ product
         for _, order in (found for found in orders if found[0] == number + 2):
             product = product.gather(1, order.unsqueeze(-1).expand_as(product))
@@ -181,6 +181,20 @@ def test_watching_changes_nothing_and_ends() -> None:
             watched = model(**inputs()).logits
     assert torch.equal(plain, watched)
     assert [(module.reduce_tokens, module.sort_raster) for module in OBSERVED] == before
+
+
+@pytest.mark.parametrize("text", ["ficoco-vl:5", "tome:5"])
+def test_watching_leaves_gradients_to_those_who_ask(text: str) -> None:
+    model = tiny_llava(3, dtype=torch.float64)
+    with install(model, text):
+        with observe(model):
+            model(**inputs()).logits.sum().backward()
+        watched = [parameter.grad for parameter in model.parameters()]
+        model.zero_grad()
+        model(**inputs()).logits.sum().backward()
+    assert any(gradient is not None and gradient.any() for gradient in watched)
+    for gradient, parameter in zip(watched, model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad)
 
 
 def test_a_second_pass_and_a_dense_one_are_refused() -> None:
