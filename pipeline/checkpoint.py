@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from pipeline.errors import UserError
@@ -35,8 +36,8 @@ class Checkpoint:
 def load_checkpoint(name: str, device: str = "auto", dtype: str = "auto") -> Checkpoint:
     """Load model and tokenizer of a Hugging Face hub id or folder onto a device.
 
-    Weights that have their type already are mapped, so that replicas on one machine share them; others are read and
-    converted one by one. Either way the process holds hardly more than the weights at any moment.
+    Weights that have their type already, or go to a GPU, are mapped, so that replicas on one machine share them; others
+    are read and converted one by one. Either way the process holds hardly more than the weights at any moment.
 
     Raises:
         UserError: it is not there, not a LLaVA, has no safetensors weights, or not all of them.
@@ -46,13 +47,13 @@ def load_checkpoint(name: str, device: str = "auto", dtype: str = "auto") -> Che
     target = choose_device(device)
     try:
         chosen = choose_dtype(dtype, target, config.text_config.hidden_size)
-        unread = _to_convert(name, chosen)
+        stays = target.type == "cpu"
+        unread = _to_convert(name, chosen) if stays else None
         model, loaded = loader.from_pretrained(
             None if unread else name,
             config=config,
             state_dict=unread,
-            dtype=chosen,
-            device_map={"": target} if target.type == "cuda" else None,
+            dtype=chosen if stays else "auto",
             use_safetensors=True,
             attn_implementation="sdpa",
             output_loading_info=True,
@@ -64,7 +65,20 @@ def load_checkpoint(name: str, device: str = "auto", dtype: str = "auto") -> Che
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"the model in {name} cannot be loaded: {_first_line(error)}") from None
+    if not stays:
+        _move(model, target, chosen)
     return Checkpoint(model.eval(), tokenizer, stop_tokens(name, config))
+
+
+def _move(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Bring a model to a device, weight by weight in their new type; buffers, as rotary frequencies, keep theirs."""
+    moved: dict[nn.Parameter, nn.Parameter] = {}  # tied weights stay one
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if weight not in moved:
+                moved[weight] = nn.Parameter(weight.detach().to(device, dtype), requires_grad=weight.requires_grad)
+            setattr(module, name, moved[weight])
+    model.to(device)
 
 
 def _to_convert(name: str, dtype: torch.dtype) -> dict[str, Any] | None:

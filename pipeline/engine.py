@@ -88,6 +88,9 @@ class Engine:
         self.decoder = kind(model, self.plan, reduction, self.shape.vision.visual_tokens)
         self.stopwatch = Stopwatch(self.device)
         self.graphs = self.device.type == "cuda" if graphs is None else graphs
+        if self.device.type == "cuda":
+            # cuDNN's attention makes a plan for each shape it meets, and here nearly every layer has its own length.
+            torch.backends.cuda.enable_cudnn_sdp(False)
         self._recorded: StepGraphs | None = None
         self.streams = True
         """Whether `stream` has fitted so far."""
@@ -128,11 +131,13 @@ class Engine:
             return self._halves(images, prefix, requests)
         try:
             return self._answer(images, prefix, requests)
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            self._recorded = None  # what broke off while it was recorded cannot be recorded into again
+            if not isinstance(error, torch.OutOfMemoryError):
+                raise
             if len(requests) == 1:
                 raise OutOfDeviceMemoryError(f"one question does not fit the device's memory: {error}") from None
             self.rows_limit = len(requests) // 2
-            self._recorded = None
         torch.cuda.empty_cache()
         return self._halves(images, prefix, requests)
 
@@ -158,8 +163,10 @@ class Engine:
         """
         try:
             yield from self._stream(prefix, batches)
-        except torch.OutOfMemoryError:
-            self.streams, self._recorded = False, None
+        except Exception as error:
+            self._recorded = None
+            if isinstance(error, torch.OutOfMemoryError):
+                self.streams = False
             raise
 
     def rows_held(self, batch: int) -> int:

@@ -65,19 +65,21 @@ class Isolation:
             ModelFailing: too many questions in a row have failed.
             Exception: one that breaks the device, as it came.
         """
+        rows: list[Row] | None = None
         try:
             rows = self._answer(batch)
+            self._worked, self._failed = True, 0
         except Exception as error:
             if breaks_device(error):
                 raise
             if len(batch) == 1 and len(batch[0].asked) == 1:
-                yield self._rejected(batch[0], error)
-                return
-            for half in _halves(batch):
-                yield from self.rows(half)
-        else:
-            self._worked, self._failed = True, 0
+                rows = [self._rejected(batch[0], error)]
+        if rows is not None:
             yield from rows
+            return
+        # Behind the exception, whose traceback holds all that the failed batch has on the device.
+        for half in _halves(batch):
+            yield from self.rows(half)
 
     def check(self) -> None:
         """To be called where a shard ends, before it is committed.

@@ -100,12 +100,12 @@ class Replica:
         """Answer a batch; a question that does not fit the device's memory even alone is rejected."""
         asked, requests = _asked(batch)
         try:
-            generations = self.engine.answer(_pixels(batch), self.prefix, requests)
+            return self._rows(batch, self.engine.answer(_pixels(batch), self.prefix, requests))
         except OutOfDeviceMemoryError as error:
             if len(asked) == 1:
                 return [(asked[0][1].order, rejection(asked[0][1], "model", str(error)), Flops())]
-            return [row for index, one in asked for row in self.answer([Picture(batch[index].pixels, [one])])]
-        return self._rows(batch, generations)
+        # Behind the exception, which holds what it came from.
+        return [row for index, one in asked for row in self.answer([Picture(batch[index].pixels, [one])])]
 
     def answer_together(self, batches: Sequence[Sequence[Picture]]) -> Iterator[tuple[int, list[Row]]]:
         """Answer batches, each begun where answers of those before it have ended; yields a batch's index and rows.

@@ -39,7 +39,9 @@ class StepGraphs:
         """The present batch's rows."""
         self._recorded: dict[tuple[int, int], _Recorded] = {}
         self._pool: Any = None
-        """Memory in which all recordings work: one is replayed at a time, and each has its result in a place alone."""
+        """Memory in which all recordings work: one is replayed at a time, and its result is used before the next."""
+        self._aside: Any = None
+        """The stream that all are recorded on: its own, as what libraries keep for a stream ends with a graph of it."""
 
     def take(self, rows: int, base: tuple[int, ...], room: int) -> bool:
         """Begin another batch, where the cache is large enough for it."""
@@ -75,7 +77,8 @@ class StepGraphs:
 
         if tokens.device.type == "cuda":
             self._pool = self._pool or torch.cuda.graph_pool_handle()
-            return _Recorded(*inputs, *_cuda_graph(run, self._pool))
+            self._aside = self._aside or torch.cuda.Stream()
+            return _Recorded(*inputs, *_cuda_graph(run, self._pool, self._aside))
         logits = run()
 
         def again() -> None:
@@ -84,16 +87,15 @@ class StepGraphs:
         return _Recorded(*inputs, logits, again)
 
 
-def _cuda_graph(run: Callable[[], Tensor], pool: Any) -> tuple[Tensor, Callable[[], None]]:
-    """Record what `run` launches; returns its result's place and what fills it again."""
-    aside = torch.cuda.Stream()
+def _cuda_graph(run: Callable[[], Tensor], pool: Any, aside: Any) -> tuple[Tensor, Callable[[], None]]:
+    """Record what `run` launches on the stream `aside`; returns its result's place and what fills it again."""
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(WARM_UPS):
             run()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    with torch.cuda.graph(graph, pool=pool, stream=aside):
         result = run()
     return result, graph.replay
 

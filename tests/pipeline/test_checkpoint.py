@@ -53,6 +53,25 @@ def test_converted_weights_are_the_mapped_ones_in_another_type(tmp_path: Path) -
     assert not converted.training
 
 
+def test_what_goes_to_another_device_goes_there_whole(tmp_path: Path) -> None:
+    """The meta device stands for a GPU: only that it holds no values."""
+    loaded = load_checkpoint(str(save_checkpoint(tmp_path)), "meta", "bfloat16").model
+    assert {(weight.device.type, weight.dtype) for weight in loaded.parameters()} == {("meta", torch.bfloat16)}
+    assert {buffer.device.type for buffer in loaded.buffers()} == {"meta"}
+    rotary = loaded.model.language_model.rotary_emb
+    assert rotary.inv_freq.dtype == torch.float32, "rounded frequencies turn long prompts wrongly"
+
+
+def test_moving_keeps_values_and_ties(tmp_path: Path) -> None:
+    folder = str(save_checkpoint(tmp_path))
+    expected, moved = (load_checkpoint(folder, "cpu", dtype).model for dtype in ("bfloat16", "float32"))
+    moved.lm_head.weight = moved.model.language_model.embed_tokens.weight
+    checkpoint._move(moved, torch.device("cpu"), torch.bfloat16)
+    assert moved.lm_head.weight is moved.model.language_model.embed_tokens.weight
+    values = expected.state_dict() | {"lm_head.weight": expected.model.language_model.embed_tokens.weight}
+    assert all(torch.equal(value, values[name]) for name, value in moved.state_dict().items())
+
+
 def test_converting_holds_the_weights_once(tmp_path: Path) -> None:
     """Mapping the float32 file takes three times the memory of the bfloat16 weights.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 
@@ -99,3 +100,18 @@ def test_a_broken_device_is_not_searched_for_a_culprit() -> None:
     with pytest.raises(RuntimeError, match="illegal memory access"):
         list(Isolation(model).rows(pictures([1] * 8)))
     assert model.calls == 1
+
+
+def test_nothing_of_a_failed_batch_is_held_while_its_halves_are_answered() -> None:
+    held: list[weakref.ref[np.ndarray]] = []
+
+    def answer(batch: Sequence[Picture]) -> list[Row]:
+        assert all(ref() is None for ref in held)
+        activations = np.zeros(1)
+        held.append(weakref.ref(activations))
+        if len(batch) > 1:
+            raise RuntimeError("too many")
+        return [(one.order, rejection(one, "done", ""), Flops()) for picture in batch for one in picture.asked]
+
+    assert len(list(Isolation(answer).rows(pictures([1, 1, 1])))) == 3
+    assert len(held) == 5

@@ -70,3 +70,27 @@ def test_a_batch_is_chosen_by_the_rows_that_the_cache_gets() -> None:
         pass
     assert engine._recorded is not None
     assert engine._recorded._whole.rows == engine.rows_held(4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_nothing_is_left_of_a_recording_that_broke_off(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, without = pair(device, "dense")
+    requests = [Request(i, tuple(s)) for i, s in enumerate(suffixes(3))]
+
+    def broken(*_: Any) -> None:
+        raise ValueError("planted")
+
+    def answer() -> Any:
+        return engine.answer(pictures(3), PREFIX, requests)
+
+    def stream() -> Any:
+        return list(engine.stream(PREFIX, [Batch(lambda: pictures(3), requests)]))
+
+    for run in (answer, stream):
+        monkeypatch.setattr(engine.decoder, "step", broken)
+        with pytest.raises(ValueError, match="planted"):
+            run()
+        assert engine._recorded is None
+        monkeypatch.undo()
+        expected = without.answer(pictures(3), PREFIX, requests)
+        assert [g.tokens for g in engine.answer(pictures(3), PREFIX, requests)] == [g.tokens for g in expected]
