@@ -62,11 +62,11 @@ def load_checkpoint(name: str, device: str = "auto", dtype: str = "auto") -> Che
             raise ValueError(
                 f"{len(absent)} of its weights are not in its files, {absent[0]} among them; copy it again"
             )
+        if not stays:
+            _move(model, target, chosen)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"the model in {name} cannot be loaded: {_first_line(error)}") from None
-    if not stays:
-        _move(model, target, chosen)
     return Checkpoint(model.eval(), tokenizer, stop_tokens(name, config))
 
 

@@ -131,10 +131,7 @@ class Engine:
             return self._halves(images, prefix, requests)
         try:
             return self._answer(images, prefix, requests)
-        except Exception as error:
-            self._recorded = None  # what broke off while it was recorded cannot be recorded into again
-            if not isinstance(error, torch.OutOfMemoryError):
-                raise
+        except torch.OutOfMemoryError as error:
             if len(requests) == 1:
                 raise OutOfDeviceMemoryError(f"one question does not fit the device's memory: {error}") from None
             self.rows_limit = len(requests) // 2
@@ -163,10 +160,8 @@ class Engine:
         """
         try:
             yield from self._stream(prefix, batches)
-        except Exception as error:
-            self._recorded = None
-            if isinstance(error, torch.OutOfMemoryError):
-                self.streams = False
+        except torch.OutOfMemoryError:
+            self.streams = False
             raise
 
     def rows_held(self, batch: int) -> int:
@@ -175,6 +170,13 @@ class Engine:
         return recorded_rows(rows) if self.graphs else rows
 
     def _stream(self, prefix: Sequence[int], batches: Sequence[Batch]) -> Iterator[tuple[int, list[Generation]]]:
+        try:
+            yield from self._batches(prefix, batches)
+        except Exception:
+            self._recorded = None  # it takes memory, and what broke off while it was recorded cannot be recorded into
+            raise
+
+    def _batches(self, prefix: Sequence[int], batches: Sequence[Batch]) -> Iterator[tuple[int, list[Generation]]]:
         sizes = [len(batch.requests) for batch in batches]
         rows, half = min(sum(sizes), _streamed_rows(max(sizes))), max(sizes) // 2
         room = max(len(r.suffix) for batch in batches for r in batch.requests) + self.settings.max_new_tokens

@@ -113,9 +113,10 @@ def _products(queries: Float[Tensor, "b g n d"], keys: Float[Tensor, "b g m d"])
     """Products of every query with every key of its group."""
     if queries.device.type != "cpu":
         return queries @ keys.transpose(-1, -2)
-    # The other way round: keys whose heads lie side by side would first be copied, at many times the product's cost.
-    rows = [key @ query.transpose(-1, -2) for query, key in zip(queries, keys, strict=True)]
-    return torch.stack(rows).transpose(-1, -2).contiguous()
+    # The other way round, and as the heads of one row: keys whose heads lie side by side would otherwise be copied,
+    # at many times the product's cost.
+    turned = keys.flatten(0, 1) @ queries.flatten(0, 1).transpose(-1, -2)
+    return turned.transpose(-1, -2).contiguous().view(*queries.shape[:3], keys.shape[2])
 
 
 def attention_weights(

@@ -31,10 +31,9 @@ def window_highest(
     batch, windows = len(scores), (-(-grid // window)) ** 2
     place = _by_window(grid, window, scores.device)[cells]
     board = scores.new_full((batch, windows * window**2), -torch.inf).scatter_(1, place, scores)
-    winner = board.view(batch, windows, -1).argmax(-1)
-    winner += torch.arange(0, windows * window**2, window**2, device=scores.device)
-    highest = torch.zeros_like(board, dtype=torch.bool).scatter_(1, winner, True)
-    return highest.gather(1, place)
+    board = board.view(batch, windows, -1)
+    highest = torch.zeros_like(board, dtype=torch.bool).scatter_(2, board.argmax(-1, keepdim=True), True)
+    return highest.flatten(1).gather(1, place)
 
 
 def local_penalty(

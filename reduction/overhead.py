@@ -24,7 +24,7 @@ def _vision_filter(n: int, vision: VisionShape, reduction: Reduction) -> int:
     visual = 2 * n * keys * w if reduction.patch_scores == "softmax" else 2 * n * w
     if not vision.has_cls or reduction.cls_scores == "keys":
         return visual
-    return visual + 2 * n * w if reduction.cls_scores == "raw" else visual + _cls_weights(keys, vision)
+    return visual + (2 * n * w if reduction.cls_scores == "raw" else _cls_weights(keys, vision))
 
 
 def _cls_weights(keys: int, vision: VisionShape) -> int:

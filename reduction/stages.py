@@ -17,7 +17,7 @@ from reduction.filter import Partition
 from reduction.methods import ADAPTIVE, COMPRESSIONS, CORRELATIONS, FILTERS, REORDERS, tokens_dropped, tokens_fewer
 from reduction.settings import Reduction
 from reduction.tensors import Float, Int
-from reduction.views import View, function_of, imported, in_raster_order
+from reduction.views import View, behind, function_of, imported, in_raster_order
 
 
 class Reduced(NamedTuple):
@@ -54,7 +54,7 @@ def reduce_tokens(
         return _row_by_row(view, states, reduction, sizes)
     dropped = tokens_dropped(compress, n_drop)
     split: Partition = function_of(FILTERS, filter_, view.place)(view, dropped, reduction)
-    left = take(states, _behind(view.first, split.kept))
+    left = take(states, behind(view.first, split.kept))
     if compress == "prune":
         return Reduced(left, split.kept)
     targets, sources = left[:, view.first :], take(states, split.dropped + view.first)
@@ -68,13 +68,6 @@ def reduce_tokens(
     if tokens is not targets:
         left = torch.cat([left[:, : view.first], tokens], dim=1) if view.first else tokens
     return Reduced(left, kept, counts)
-
-
-def _behind(first: int, kept: Int[Tensor, "b k"]) -> Int[Tensor, "b t"]:
-    """The first tokens, and behind them those kept of the rest."""
-    if not first:
-        return kept
-    return torch.cat([torch.arange(first, device=kept.device).expand(len(kept), -1), kept + first], dim=1)
 
 
 def _row_by_row(

@@ -22,7 +22,7 @@ from reduction.methods import Place
 from reduction.settings import Reduction, ReductionError
 from reduction.shapes import ModelShape, from_config
 from reduction.tensors import Float, Int
-from reduction.views import View, in_raster_order
+from reduction.views import View, behind, in_raster_order
 
 OBSERVED = (vision, language)
 """Where `reduce_tokens` and `sort_raster` are called."""
@@ -68,7 +68,7 @@ class Trace:
         """One place's reduction; `transfer` is the matrix from the view's tokens to those left."""
         kept, transfer = left.kept, transfer.float()
         if view.place == "vision" and self.cls:
-            kept = torch.cat([torch.zeros_like(kept[:, :1]), kept + 1], dim=1)
+            kept = behind(1, kept)
             transfer = torch.stack([torch.block_diag(torch.ones(1, 1).to(row), row) for row in transfer])
         before = self._before(*transfer.shape[::2])
         kept = before.kept.gather(1, kept)
@@ -80,7 +80,7 @@ class Trace:
     def sort(self, order: Int[Tensor, "b k"]) -> None:
         """The tokens left are put in another order."""
         if self.cls and self.steps[-1].place == "vision":
-            order = torch.cat([torch.zeros_like(order[:, :1]), order + 1], dim=1)
+            order = behind(1, order)
         last = self.steps[-1]
         index = order.unsqueeze(-1).expand_as(last.shares)
         self.steps[-1] = Step(last.place, last.kept.gather(1, order), last.shares.gather(1, index))

@@ -94,6 +94,13 @@ def function_of(table: dict[str, Bound], name: str, place: Place) -> Callable[..
     return imported(bound) if isinstance(bound, str) else bound
 
 
+def behind(first: int, index: Int[Tensor, "b k"]) -> Int[Tensor, "b t"]:
+    """Indices among all tokens, of which `first` come before those counted: these, then those indexed."""
+    if not first:
+        return index
+    return torch.cat([torch.arange(first, device=index.device).expand(len(index), -1), index + first], dim=1)
+
+
 def in_raster_order(kept: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
     """The order that sorts the tokens by where they stood."""
     return kept.argsort(dim=1, stable=True)

@@ -20,7 +20,7 @@ from reduction.settings import Reduction, ReductionError
 from reduction.stages import Reduced, reduce_tokens, reorders, sort_raster
 from reduction.tensors import Bool, Float, Int
 from reduction.text_tower import Asked
-from reduction.views import Features
+from reduction.views import Features, behind
 
 
 class Tower(NamedTuple):
@@ -177,7 +177,7 @@ def encode_images(
     if core.config.vision_feature_select_strategy == "default":
         states = [state[:, 1:] for state in states]
     elif tower_parts(model).has_cls:
-        cells = torch.cat([torch.zeros_like(cells[:, :1]), cells + 1], dim=1)
+        cells = behind(1, cells)
     features = core.multi_modal_projector(states[0] if len(states) == 1 else torch.cat(states, dim=-1))
     view = Features(features, tower_parts(model).grid)
     if plan.by_question:
