@@ -42,8 +42,10 @@ class Decoding:
         return len(self._tags)
 
     def places(self, rows: int) -> KVCache:
-        """The part of the cache that the next `rows` rows are prefilled into."""
-        return self._steps.cache.part(len(self), rows)
+        """The part of the cache that the next `rows` rows are prefilled into, with nothing left of earlier ones."""
+        places = self._steps.cache.part(len(self), rows)
+        places.clear()
+        return places
 
     def join(
         self, tags: Sequence[int], lengths: Sequence[int], names: Sequence[str], logits: Float[Tensor, "q v"]

@@ -26,7 +26,7 @@ class KVCache:
         dtype: torch.dtype,
     ) -> None:
         self.base, self.room = base, room
-        # Zeros, not whatever lay there: a masked entry has weight 0, but 0 times an old NaN would still be NaN.
+        # Zeros, not whatever lay there: see `clear`.
         self.keys = [torch.zeros(rows, kv_heads, n + room, head_dim, device=device, dtype=dtype) for n in base]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
         self.gap = torch.zeros(rows, device=device, dtype=torch.long)
@@ -45,6 +45,15 @@ class KVCache:
         end = start + keys.shape[2]
         self.keys[layer][:, :, start:end] = keys
         self.values[layer][:, :, start:end] = values
+
+    def clear(self) -> None:
+        """Put zeros into all entries of the rows' own.
+
+        A masked entry has weight 0, but 0 times a NaN that an earlier answer left there would still be NaN.
+        """
+        for tensors in (self.keys, self.values):
+            for base, entries in zip(self.base, tensors, strict=True):
+                entries[:, :, base:] = 0
 
     def append(
         self, layer: int, own: Int[Tensor, " b"], keys: Float[Tensor, "b g 1 d"], values: Float[Tensor, "b g 1 d"]

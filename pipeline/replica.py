@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +27,7 @@ from reduction.text_tower import TextTower
 MOST_ROWS = {"cpu": 16, "cuda": 64}
 SHARE_FOR_CACHE = 0.4
 """Of the memory that is free after loading; the rest is for activations."""
+NOT_A_NUMBER = "NaN: the model's output is not a number, as float16 can cause; try --dtype bfloat16 or float32"
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ class Replica:
         }
 
     def answer(self, batch: Sequence[Picture]) -> list[Row]:
-        """Answer a batch; a question that does not fit the device's memory even alone is rejected."""
+        """Answer a batch; a question that does not fit the device's memory even alone is rejected, and so is one to
+        which the model gives no numbers.
+        """
         asked, requests = _asked(batch)
         try:
             return self._rows(batch, self.engine.answer(_pixels(batch), self.prefix, requests))
@@ -122,6 +126,9 @@ class Replica:
         shared = any(len(picture.asked) > 1 for picture in batch)
         rows: list[Row] = []
         for (index, one), generation in zip(_asked(batch)[0], generations, strict=True):
+            if not math.isfinite(generation.mean_logprob):
+                rows.append((one.order, rejection(one, "model", NOT_A_NUMBER), Flops()))
+                continue
             flops = self._flops(one, generation, len(batch[index].asked), shared)
             rows.append((one.order, self._row(one, generation, flops), flops))
         return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline.batching import Asked, Picture
 from pipeline.isolation import MOST_IN_A_ROW, Isolation, ModelFailing
 from pipeline.prompts import Prompt
-from pipeline.records import Question, Rejection, Sample
+from pipeline.records import Answer, Question, Rejection, Sample
 from pipeline.replica import Row, rejection
 from reduction.flops import Flops
 
@@ -33,22 +33,49 @@ def pictures(questions: Sequence[int]) -> list[Picture]:
     return result
 
 
-class Model:
-    """Answers (here: rejects with the reason "done") unless one of `bad` is in the batch."""
+def answer_to(one: Asked) -> Row:
+    answer = Answer(
+        shard=one.sample.shard,
+        key=one.sample.key,
+        question_index=one.question.index,
+        question_id=one.question.id,
+        question=one.question.text,
+        answer="done",
+        references=(),
+        correct=None,
+        kind=None,
+        finish_reason="stop",
+        prompt_tokens=1,
+        visual_tokens=1,
+        generated_tokens=1,
+        mean_logprob=-1.0,
+        flops=1.0,
+    )
+    return one.order, answer, Flops()
 
-    def __init__(self, bad: set[int], error: Exception | None = None) -> None:
+
+class Model:
+    """Answers unless one of `bad` is in the batch; rejects those in `unanswerable`."""
+
+    def __init__(self, bad: set[int], error: Exception | None = None, unanswerable: set[int] | None = None) -> None:
         self.bad, self.error, self.calls = bad, error or RuntimeError("shape\n mismatch"), 0
+        self.unanswerable = unanswerable or set()
 
     def __call__(self, batch: Sequence[Picture]) -> list[Row]:
         self.calls += 1
         asked = [one for picture in batch for one in picture.asked]
         if any(int(one.question.text) in self.bad for one in asked):
             raise self.error
-        return [(one.order, rejection(one, "done", ""), Flops()) for one in asked]
+        return [
+            (one.order, rejection(one, "model", "NaN"), Flops())
+            if int(one.question.text) in self.unanswerable
+            else answer_to(one)
+            for one in asked
+        ]
 
 
 def reasons(rows: Sequence[Row]) -> dict[tuple[int, int], str]:
-    return {place: f"{row.stage} {row.reason}".strip() for place, row, _ in rows if isinstance(row, Rejection)}
+    return {place: f"{row.stage} {row.reason}" if isinstance(row, Rejection) else row.answer for place, row, _ in rows}
 
 
 @given(questions=st.lists(st.integers(1, 5), min_size=1, max_size=8), bad=st.sets(st.integers(0, 20), max_size=3))
@@ -72,7 +99,7 @@ def test_one_that_raises_costs_few_calls() -> None:
 
 def test_a_model_that_fails_whatever_it_is_asked_is_not_the_questions_fault() -> None:
     isolation = Isolation(Model(set(range(200))))
-    with pytest.raises(ModelFailing, match="33 questions in a row failed, the last with RuntimeError: shape mismatch"):
+    with pytest.raises(ModelFailing, match="33 samples in a row failed, the last with RuntimeError: shape mismatch"):
         list(isolation.rows(pictures([1] * 200)))
     small = Isolation(Model(set(range(4))))
     assert len(list(small.rows(pictures([1, 1, 1])))) == 3
@@ -80,6 +107,29 @@ def test_a_model_that_fails_whatever_it_is_asked_is_not_the_questions_fault() ->
     list(small.rows(pictures([1])))
     with pytest.raises(ModelFailing, match="answered nothing yet"):
         small.check()
+
+
+def test_what_is_rejected_without_an_exception_has_failed_too() -> None:
+    isolation = Isolation(Model(set(), unanswerable=set(range(200))))
+    with pytest.raises(ModelFailing, match="33 samples in a row failed, the last with NaN"):
+        list(isolation.rows(pictures([1] * 200)))
+
+
+def test_what_is_rejected_where_batches_are_answered_together_ends_it_too() -> None:
+    model = Model(set(), unanswerable=set(range(40)))
+
+    def together(batches: Sequence[Sequence[Picture]]) -> Iterator[tuple[int, list[Row]]]:
+        for index, batch in enumerate(batches):
+            yield index, model(batch)
+
+    with pytest.raises(ModelFailing, match="33 samples in a row"):
+        list(Isolation(model, together).all_rows([pictures([1] * 40), pictures([1] * 40)]))
+
+
+def test_one_sample_of_many_questions_does_not_speak_against_the_model() -> None:
+    isolation = Isolation(Model(set(), unanswerable=set(range(200))))
+    assert len(list(isolation.rows(pictures([200])))) == 200
+    isolation.check()
 
 
 def test_what_has_failed_before_may_fail_again() -> None:
@@ -111,7 +161,7 @@ def test_nothing_of_a_failed_batch_is_held_while_its_halves_are_answered() -> No
         held.append(weakref.ref(activations))
         if len(batch) > 1:
             raise RuntimeError("too many")
-        return [(one.order, rejection(one, "done", ""), Flops()) for picture in batch for one in picture.asked]
+        return [answer_to(one) for picture in batch for one in picture.asked]
 
     assert len(list(Isolation(answer).rows(pictures([1, 1, 1])))) == 3
     assert len(held) == 5

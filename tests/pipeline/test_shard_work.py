@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import tarfile
 import threading
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from skimage import data as photographs
 from sklearn.datasets import load_sample_images
@@ -106,6 +108,22 @@ def test_what_cannot_be_answered_is_quarantined_and_the_rest_goes_on(checkpoint:
     answered = [(row["key"], row["question_index"]) for row in rows(tmp_path / "out", report, "data")]
     assert answered == [("a", 0), ("a", 2), ("g", 0)]
     assert report.questions == report.answers + report.quarantined == 10
+
+
+def test_an_answer_that_is_not_a_number_is_no_answer(checkpoint: Path, tmp_path: Path) -> None:
+    asked = json.dumps({"questions": ["Why?", "100%?", "Why not?"]}).encode()
+    ref = write_tar(tmp_path / "a.tar", [("a.jpg", noise(1)), ("a.json", asked), ("b.jpg", noise(2))])
+    made = worker(checkpoint, tmp_path / "out")
+    letter = made.replica.tokenizer.encode("%", add_special_tokens=False)[0]
+    with torch.no_grad():
+        made.replica.engine.model.model.language_model.embed_tokens.weight[letter] = float("nan")
+    report = whole(made, ref)
+    (left,) = rows(tmp_path / "out", report, "quarantine")
+    assert (left["key"], left["question_index"], left["stage"]) == ("a", 1, "model")
+    assert "not a number" in str(left["reason"])
+    answers = rows(tmp_path / "out", report, "data")
+    assert [(row["key"], row["question_index"]) for row in answers] == [("a", 0), ("a", 2), ("b", 0)]
+    assert not any(math.isnan(float(str(row["mean_logprob"]))) for row in answers)
 
 
 def test_rows_do_not_depend_on_the_batch_size_or_an_earlier_shard(checkpoint: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -71,3 +72,29 @@ def test_too_little_memory_is_said_once_and_remembered(monkeypatch: pytest.Monke
     with pytest.raises(torch.OutOfMemoryError):
         streamed(engine)
     assert not engine.streams
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("text", ["dense", "ficoco-l:5", "prumerge:adaptive"])
+@torch.no_grad()
+def test_an_answer_without_numbers_leaves_nothing_to_those_that_take_its_place(text: str, graphs: bool) -> None:
+    poison, poisoned, model = 96, tiny_llava(2), tiny_llava(2)
+    poisoned.model.language_model.embed_tokens.weight[poison] = float("nan")
+    for each in (poisoned, model):
+        # Never chosen: as likely as another token before it.
+        each.lm_head.weight[poison] = each.lm_head.weight[3]
+    engine, sound = make_engine(poisoned, text), make_engine(model, text)
+    engine.graphs = graphs
+    planned = []
+    for turn, size in enumerate((6, 6, 6)):
+        asked = suffixes(size, turn)
+        # The last one: where others have left it moves up, and leaves its place to those that join.
+        asked[-1] = [*asked[-1], poison] if turn == 0 else asked[-1]
+        planned.append(Batch(partial(pictures, size, turn), [Request(i, tuple(s)) for i, s in enumerate(asked)]))
+    for turns in (planned, planned[1:]):
+        expected = dict(sound.stream(PREFIX, turns))
+        for number, got in engine.stream(PREFIX, turns):
+            for generation, true in zip(got, expected[number], strict=True):
+                poisoned_one = turns is planned and number == 0 and generation is got[-1]
+                assert math.isnan(generation.mean_logprob) == poisoned_one
+                assert poisoned_one or generation.tokens == true.tokens
