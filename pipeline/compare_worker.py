@@ -176,11 +176,11 @@ class CompareWorker:
             # The first batch makes what later ones find made: buffers, kernels, caches of counts.
             list(rows.isolation.rows(batch))
             self._warm.add(setting)
-        stopwatch.seconds.clear()
+        stopwatch.clear()
         forget_peak(self.device)
         began = time.perf_counter()
         answered = list(rows.isolation.rows(batch))
-        seconds = {**stopwatch.seconds, TOTAL: time.perf_counter() - began}
+        seconds = {**stopwatch.seconds(), TOTAL: time.perf_counter() - began}
         timing.peak_bytes[setting] = max(timing.peak_bytes[setting], peak_bytes(self.device))
         for part in (*PARTS, TOTAL):
             timing.seconds[setting][repeat][part] += seconds.get(part, 0.0)

@@ -16,7 +16,6 @@ import pipeline.decoder
 import reduction.text_tower
 import reduction.vision
 from pipeline.engine import Engine, Request
-from pipeline.machine_speed import synchronise
 from reduction.flops import Flops, count_image, count_shared_text, count_text, kv_bytes
 
 REDUCING = (
@@ -72,11 +71,11 @@ def run_once(engine: Engine, work: Work, timing: Timing | None) -> None:
     """Answer the work once; a run without `timing` is a warm-up."""
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)
-    engine.stopwatch.seconds.clear()
+    engine.stopwatch.clear()
     with _reduction_timed(engine):
         engine.answer(work.images, work.prefix, work.requests)
     if timing is not None:
-        timing.add({"reduction": 0.0} | engine.stopwatch.seconds)
+        timing.add({"reduction": 0.0} | engine.stopwatch.seconds())
         timing.peak_bytes = max(timing.peak_bytes, _peak_bytes(engine.device))
 
 
@@ -153,7 +152,6 @@ def _share(dense: dict[str, Any], reduced: dict[str, Any], parts: tuple[str, ...
 @contextmanager
 def _reduction_timed(engine: Engine) -> Iterator[None]:
     """Time the functions that reduce, as the stage `reduction`, for as long as the block lasts; dense has none."""
-    stopwatch, device = engine.stopwatch, engine.device
     if not engine.plan.reduces:
         yield
         return
@@ -161,8 +159,7 @@ def _reduction_timed(engine: Engine) -> Iterator[None]:
 
     def timed(original: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
-            synchronise(device)
-            with stopwatch.stage("reduction"):
+            with engine.stopwatch.stage("reduction"):
                 return original(*args, **kwargs)
 
         return call

@@ -102,7 +102,7 @@ class ShardWorker:
         self.isolation.forgiving = ref.again is not None or self._suspect(ref.task)
         self._taken = began = time.perf_counter()
         report = ShardReport(ref.name, ref.url, ref.fingerprint)
-        self.replica.engine.stopwatch.seconds.clear()
+        self.replica.engine.stopwatch.clear()
         answers: dict[Place, Answer] = {}
         rejections: list[tuple[Place, Rejection]] = []
         numbered = 0
@@ -114,7 +114,7 @@ class ShardWorker:
                 report.samples, numbered = window.end.samples, window.end.numbered
                 report.incomplete = None if window.end.complete else window.end.incomplete_reason
         self.isolation.check()
-        for stage, seconds in self.replica.engine.stopwatch.seconds.items():
+        for stage, seconds in self.replica.engine.stopwatch.seconds().items():
             report.seconds[stage] += seconds
         report.wall_seconds = time.perf_counter() - began
         rejections.sort(key=lambda row: row[0])

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
+
 from pipeline.batching import Asked, Picture
 from pipeline.images import ImageTransform
 from pipeline.limits import ReadLimits
@@ -15,6 +17,7 @@ from pipeline.preparation import Preparation
 from pipeline.prompts import PromptFormat
 from pipeline.records import ANSWER_SCHEMA, QUARANTINE_SCHEMA, Answer, Rejection, ShardRef
 from pipeline.shards import ShardEnd
+from pipeline.stopwatch import Stopwatch
 from pipeline.tasks import Slice
 from reduction.flops import Flops
 from tests.pipeline.tokenizers_of_kinds import llama_tokenizer
@@ -36,7 +39,7 @@ class EchoReplica:
         self.transform = ImageTransform(SIZE, "pad", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         self.prompts = PromptFormat(tokenizer, tokenizer.get_vocab()["<image>"], max_text_tokens=400)
         self.batch_size = 4
-        self.engine = SimpleNamespace(stopwatch=SimpleNamespace(seconds={}))
+        self.engine = SimpleNamespace(stopwatch=Stopwatch(torch.device("cpu")))
 
     def answer_together(self, batches: Sequence[Sequence[Picture]]) -> Iterator[tuple[int, list[Echoed]]]:
         yield from ((index, self.answer(batch)) for index, batch in enumerate(batches))
