@@ -152,19 +152,16 @@ def test_top_p_keeps_to_the_nucleus() -> None:
     assert logprob[chosen == 0][0].exp() == pytest.approx(0.5, abs=1e-5)
 
 
-def test_entries_beyond_a_row_never_reach_its_answer() -> None:
+def test_entries_beyond_a_row_never_reach_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, asked = make_engine(tiny_llava(3), "ficoco-l:5"), suffixes(5)
     requests = [Request(i, tuple(s)) for i, s in enumerate(asked)]
     expected = engine.answer(pictures(5), PREFIX, requests)
-    fresh = engine.decoder.new_cache
 
-    def overwritten(*shape):
-        cache = fresh(*shape)
+    def overwrite(cache: KVCache) -> None:
         for tensor in [*cache.keys, *cache.values]:
             tensor.fill_(1e4)
-        return cache
 
-    engine.decoder.new_cache = overwritten  # type: ignore[method-assign]
+    monkeypatch.setattr(KVCache, "clear", overwrite)
     assert engine.answer(pictures(5), PREFIX, requests) == expected
 
 
