@@ -18,8 +18,9 @@ from torch import Tensor
 
 from pipeline.kv_cache import KVCache
 from reduction.block import VisualBlock
-from reduction.feed_forward import feed_forward
+from reduction.feed_forward import add_feed_forward
 from reduction.language import position_ids, reduce_block
+from reduction.norms import normalise
 from reduction.schedule import Plan
 from reduction.settings import Reduction
 from reduction.tensors import Bool, Float, Int
@@ -88,7 +89,7 @@ class Decoder:
             joint, positions = self._joint_layer(index, layer, joint, positions, prompts, cache)
         hidden = suffix if joint is None else joint[:, -suffix.shape[1] :]
         last = (prompts.lengths - 1).view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
-        return self.head(self.llama.norm(hidden.gather(1, last)))[:, 0]
+        return self.head(normalise(self.llama.norm, hidden.gather(1, last)))[:, 0]
 
     def step(
         self, tokens: Int[Tensor, " q"], own: Int[Tensor, " q"], longest: int, cache: KVCache, even: bool = False
@@ -108,8 +109,8 @@ class Decoder:
             queries, keys, values = self._project(layer, hidden, turns[before])
             cache.append(index, own, keys, values)
             hidden = self._attend(layer, hidden, queries, *cache.view(index, longest), masks.get(base), causal=False)
-            hidden = _through_mlp(layer, hidden)
-        return self.head(self.llama.norm(hidden))[:, 0]
+            hidden = add_feed_forward(layer.mlp, layer.post_attention_layernorm, hidden)
+        return self.head(normalise(self.llama.norm, hidden))[:, 0]
 
     def _embed_images(self, prompts: Prompts) -> Float[Tensor, "i t d"]:
         prefix = self.llama.embed_tokens(prompts.prefix).to(prompts.visual.dtype)
@@ -123,7 +124,7 @@ class Decoder:
         self, layer: Any, hidden: Float[Tensor, "b t d"], rotation: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return rotated queries, rotated keys and values, heads apart."""
-        normed = layer.input_layernorm(hidden)
+        normed = normalise(layer.input_layernorm, hidden)
         attention = layer.self_attn
         queries, keys, values = (
             project(normed).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -135,7 +136,7 @@ class Decoder:
         self, layer: Any, hidden: Float[Tensor, "b t d"], rotation: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Return the rotated queries and keys that a layer would make of the states."""
-        normed, attention = layer.input_layernorm(hidden), layer.self_attn
+        normed, attention = normalise(layer.input_layernorm, hidden), layer.self_attn
         queries, keys = (
             project(normed).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for project in (attention.q_proj, attention.k_proj)
@@ -169,7 +170,7 @@ class Decoder:
         drop = self.plan.decoder_drops[index]
         if drop and not self.plan.decoder_after_mlp:
             hidden, positions = self._reduce(hidden, positions, queries, keys, drop, prompts, index)
-        hidden = _through_mlp(layer, hidden)
+        hidden = add_feed_forward(layer.mlp, layer.post_attention_layernorm, hidden)
         if drop and self.plan.decoder_after_mlp:
             if self.plan.decoder_by_next:
                 queries, keys = self._look_ahead(self.llama.layers[index + 1], hidden, rotation)
@@ -208,18 +209,13 @@ class Decoder:
         cache.put(index, 0, keys.index_select(0, prompts.image), values.index_select(0, prompts.image))
         if index + 1 < len(self.llama.layers):
             shared = self._attend(layer, shared, queries, keys, values)
-            shared = _through_mlp(layer, shared)
+            shared = add_feed_forward(layer.mlp, layer.post_attention_layernorm, shared)
         turned = self._rotation(suffix, positions[:1, t:])
         queries, keys, values = self._project(layer, suffix, turned)
         cache.put(index, t, keys, values)
         mask = torch.ones(m, t + m, dtype=torch.bool, device=suffix.device).tril(t)
         suffix = self._attend(layer, suffix, queries, *cache.view(index, m), mask=mask)
-        return shared, _through_mlp(layer, suffix)
-
-
-def _through_mlp(layer: Any, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-    """The feed-forward residual."""
-    return feed_forward(layer.mlp, layer.post_attention_layernorm(hidden)).add_(hidden)
+        return shared, add_feed_forward(layer.mlp, layer.post_attention_layernorm, suffix)
 
 
 def _rotate(states: Float[Tensor, "b h t e"], cos: Tensor, sin: Tensor) -> Float[Tensor, "b h t e"]:

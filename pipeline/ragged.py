@@ -16,6 +16,7 @@ from torch import Tensor
 from pipeline.decoder import Decoder, Prompts
 from pipeline.kv_cache import KVCache
 from reduction.attention import take
+from reduction.norms import normalise
 from reduction.schedule import Plan
 from reduction.settings import Reduction
 from reduction.tensors import Float, Int
@@ -59,7 +60,7 @@ class RaggedDecoder(Decoder):
         for number, layer in enumerate(self.llama.layers):
             hidden, positions = self._joint_layer(number, layer, hidden, positions, prompts, cache)
         last = (start - 1 + prompts.lengths + count.squeeze(1)).view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
-        return self.head(self.llama.norm(hidden.gather(1, last)))[:, 0]
+        return self.head(normalise(self.llama.norm, hidden.gather(1, last)))[:, 0]
 
     def _positions(self, prompts: Prompts, index: Int[Tensor, "q u"], place: Int[Tensor, " u"]) -> Int[Tensor, "q u"]:
         """Position ids of the rows' own tokens, counted from the image on."""

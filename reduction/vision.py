@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from reduction.feed_forward import feed_forward
+from reduction.feed_forward import add_feed_forward
 from reduction.patches import Patches
 from reduction.schedule import Plan
 from reduction.settings import Reduction, ReductionError
@@ -91,14 +91,14 @@ def _reducing_layer(layer: Any, run: _Run, tower: Tower, n_drop: int, plan: Plan
     run = run._replace(hidden=hidden + attention.out_proj(mixed.transpose(1, 2).flatten(2)))
     if n_drop and not plan.vision_after_mlp:
         run = _dropped(run, patches, n_drop, reduction)
-    run = run._replace(hidden=run.hidden + feed_forward(layer.mlp, layer.layer_norm2(run.hidden)))
+    run = run._replace(hidden=add_feed_forward(layer.mlp, layer.layer_norm2, run.hidden))
     return _dropped(run, patches, n_drop, reduction) if n_drop and plan.vision_after_mlp else run
 
 
 def _plain_layer(layer: Any, hidden: Float[Tensor, "b t w"]) -> Float[Tensor, "b t w"]:
     """The layer as Hugging Face runs it."""
     hidden = hidden + layer.self_attn(layer.layer_norm1(hidden), None)[0]
-    return hidden + feed_forward(layer.mlp, layer.layer_norm2(hidden))
+    return add_feed_forward(layer.mlp, layer.layer_norm2, hidden)
 
 
 def _dropped(run: _Run, patches: Patches, n_drop: int, reduction: Reduction) -> _Run:
@@ -168,8 +168,8 @@ def encode_images(
     `pixel_values` are normalised. With `vision_feature_select_strategy="default"` the visual tokens are the patches in
     raster order; with "full" CLS is visual token 0 and patch i is token i + 1. Where each image keeps as many as it
     needs, rows are padded to the longest by tokens whose index is one past the last (`real_tokens`). No drops: Hugging
-    Face's features, bit for bit (on a CPU as far as `feed_forward` keeps them). A row per image, or where the plan is
-    `by_question` per question of `asked`.
+    Face's features, bit for bit (on a CPU as far as `add_feed_forward` keeps them). A row per image, or where the plan
+    is `by_question` per question of `asked`.
     Raises ReductionError where a reduced tower is read at several layers, or questions are needed and not given.
     """
     core: Any = getattr(model, "model", model)
