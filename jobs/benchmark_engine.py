@@ -27,6 +27,7 @@ from pipeline.checkpoint import choose_device, choose_dtype, load_checkpoint
 from pipeline.engine import Engine, Request
 from pipeline.engine_timing import Timing, Work, realised_shares, report, run_once
 from pipeline.generation import GenerationSettings
+from pipeline.kept_steps import KeptSteps
 from pipeline.machine import commit
 from pipeline.machine_speed import copy_gigabytes_per_second, hardware, matmul_tflops, synchronise
 from pipeline.random_model import random_llava, random_text_tower, shape_config
@@ -116,7 +117,7 @@ def time_settings(model: Any, work: Work, args: argparse.Namespace) -> tuple[lis
     generation = GenerationSettings(max_new_tokens=args.new_tokens)
     reductions = [Reduction.parse(text) for text in settings]
     usual: dict[str, Any] = {"mean": MEAN, "std": STD, "stop_tokens": frozenset(), "settings": generation}
-    usual["text_tower"] = load_tower(model, reductions, args)
+    usual |= {"text_tower": load_tower(model, reductions, args), "kept": KeptSteps()}
     engines = [Engine(model, reduction, **usual) for reduction in reductions]
     timings = [Timing(text) for text in settings]
     baseline: list[float] = []

@@ -20,6 +20,7 @@ from pipeline.compare_examples import trace_example, write_examples
 from pipeline.compare_timing import PARTS, TOTAL, ShardTiming, write_timing
 from pipeline.faults import fault_point
 from pipeline.isolation import Isolation
+from pipeline.kept_steps import KeptSteps
 from pipeline.ledger import Ledger
 from pipeline.limits import ReadLimits
 from pipeline.machine_speed import hardware
@@ -74,11 +75,14 @@ class CompareWorker:
         parsed = [Reduction.parse(setting) for setting in settings]
         tower = text_tower_for(parsed, replica.text_tower, checkpoint.model)
         self.dense, *_ = settings
-        first = Replica(replace(replica, reduction=self.dense), checkpoint)
+        kept = KeptSteps()
+        first = Replica(replace(replica, reduction=self.dense), checkpoint, kept=kept)
         # Dense needs the most memory for a question, so what fits it fits all, and all get the same batches.
         others = replace(replica, batch_size=first.batch_size)
         self.replicas = {
-            setting: first if setting == self.dense else Replica(replace(others, reduction=setting), checkpoint, tower)
+            setting: first
+            if setting == self.dense
+            else Replica(replace(others, reduction=setting), checkpoint, tower, kept)
             for setting in settings
         }
         timeout = (limits or ReadLimits()).timeout
@@ -171,17 +175,18 @@ class CompareWorker:
     def _answer_batch(
         self, batch: Sequence[Picture], setting: str, rows: _Rows, timing: ShardTiming, repeat: int
     ) -> None:
-        stopwatch = rows.replica.engine.stopwatch
+        engine = rows.replica.engine
         if setting not in self._warm:
             # The first batch makes what later ones find made: buffers, kernels, caches of counts.
             list(rows.isolation.rows(batch))
             self._warm.add(setting)
-        stopwatch.clear()
+        engine.stopwatch.clear()
         forget_peak(self.device)
         began = time.perf_counter()
         answered = list(rows.isolation.rows(batch))
-        seconds = {**stopwatch.seconds(), TOTAL: time.perf_counter() - began}
-        timing.peak_bytes[setting] = max(timing.peak_bytes[setting], peak_bytes(self.device))
+        seconds = {**engine.stopwatch.seconds(), TOTAL: time.perf_counter() - began}
+        peak = peak_bytes(self.device) - engine.kept.spare_bytes(engine.decoder)
+        timing.peak_bytes[setting] = max(timing.peak_bytes[setting], peak)
         for part in (*PARTS, TOTAL):
             timing.seconds[setting][repeat][part] += seconds.get(part, 0.0)
         self._answered += 1

@@ -66,9 +66,18 @@ class Decoder:
         """Visual tokens that each row has for itself, behind what all rows have."""
         return [0] * len(prompts.suffix)
 
-    def new_cache(self, rows: int, base: tuple[int, ...], room: int) -> KVCache:
-        weight = self.head.weight
-        return KVCache(rows, self.kv_heads, self.head_dim, base, room, weight.device, weight.dtype)
+    def new_cache(
+        self, rows: int, base: tuple[int, ...], room: int, memory: Float[Tensor, " v"] | None = None
+    ) -> KVCache:
+        """A cache for `rows` rows, in `memory` where it is given, which may hold more values than `cache_values`."""
+        needed, weight = self.cache_values(rows, base, room), self.head.weight
+        if memory is None:
+            memory = torch.zeros(needed, dtype=weight.dtype, device=weight.device)
+        return KVCache(rows, self.kv_heads, self.head_dim, base, room, memory[:needed])
+
+    def cache_values(self, rows: int, base: tuple[int, ...], room: int) -> int:
+        """How many numbers a cache holds."""
+        return 2 * rows * self.kv_heads * self.head_dim * sum(n + room for n in base)
 
     def prefill(self, prompts: Prompts, cache: KVCache) -> Float[Tensor, "q v"]:
         """Fill the cache and return the logits behind each question's last token."""

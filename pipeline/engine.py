@@ -16,6 +16,7 @@ from torch import Tensor
 from pipeline.decoder import Decoder, Prompts, pad_suffixes
 from pipeline.decoding import Decoding
 from pipeline.generation import Generation, GenerationSettings
+from pipeline.kept_steps import KeptSteps
 from pipeline.ragged import RaggedDecoder
 from pipeline.step_graphs import StepGraphs, recorded_rows
 from pipeline.steps import EagerSteps
@@ -69,8 +70,10 @@ class Engine:
         settings: GenerationSettings | None = None,
         graphs: bool | None = None,
         text_tower: TextTower | None = None,
+        kept: KeptSteps | None = None,
     ) -> None:
         """`graphs`: decode with CUDA graphs; None: on a GPU. `text_tower`: for reductions that choose by the question.
+        `kept`: where the graphs are, for engines that take turns on one device; else they are the engine's own.
 
         Raises ReductionError where the reduction does not fit the model, or lacks a text tower.
         """
@@ -91,7 +94,7 @@ class Engine:
         if self.device.type == "cuda":
             # cuDNN's attention makes a plan for each shape it meets, and here nearly every layer has its own length.
             torch.backends.cuda.enable_cudnn_sdp(False)
-        self._recorded: StepGraphs | None = None
+        self.kept = kept or KeptSteps()
         self.streams = True
         """Whether `stream` has fitted so far."""
         self.rows_limit: int | None = None
@@ -173,7 +176,7 @@ class Engine:
         try:
             yield from self._batches(prefix, batches)
         except Exception:
-            self._recorded = None  # it takes memory, and what broke off while it was recorded cannot be recorded into
+            self.kept.clear()  # it takes memory, and what broke off while it was recorded cannot be recorded into
             raise
 
     def _batches(self, prefix: Sequence[int], batches: Sequence[Batch]) -> Iterator[tuple[int, list[Generation]]]:
@@ -239,10 +242,7 @@ class Engine:
     def _steps(self, rows: int, base: tuple[int, ...], room: int) -> EagerSteps | StepGraphs:
         if not self.graphs:
             return EagerSteps(self.decoder, rows, base, room)
-        if self._recorded is None or not self._recorded.take(rows, base, room):
-            self._recorded = None  # first, so that both caches are never held at once
-            self._recorded = StepGraphs(self.decoder, rows, base, room)
-        return self._recorded
+        return self.kept.begin(self.decoder, rows, base, room)
 
 
 def _streamed_rows(batch: int) -> int:

@@ -76,7 +76,8 @@ def run_once(engine: Engine, work: Work, timing: Timing | None) -> None:
         engine.answer(work.images, work.prefix, work.requests)
     if timing is not None:
         timing.add({"reduction": 0.0} | engine.stopwatch.seconds())
-        timing.peak_bytes = max(timing.peak_bytes, _peak_bytes(engine.device))
+        peak = _peak_bytes(engine.device) - engine.kept.spare_bytes(engine.decoder)
+        timing.peak_bytes = max(timing.peak_bytes, peak)
 
 
 def work_flops(engine: Engine, work: Work) -> Flops:

@@ -22,14 +22,15 @@ class KVCache:
         head_dim: int,
         base: tuple[int, ...],
         room: int,
-        device: torch.device,
-        dtype: torch.dtype,
+        memory: Float[Tensor, " v"],
     ) -> None:
+        """`memory` holds the numbers of all layers."""
         self.base, self.room = base, room
-        # Zeros, not whatever lay there: see `clear`.
-        self.keys = [torch.zeros(rows, kv_heads, n + room, head_dim, device=device, dtype=dtype) for n in base]
-        self.values = [torch.zeros_like(keys) for keys in self.keys]
-        self.gap = torch.zeros(rows, device=device, dtype=torch.long)
+        sizes = [rows * kv_heads * (n + room) * head_dim for n in base]
+        parts = memory.split([size for size in sizes for _ in range(2)])
+        shaped = [part.view(rows, kv_heads, -1, head_dim) for part in parts]
+        self.keys, self.values = shaped[::2], shaped[1::2]
+        self.gap = torch.zeros(rows, device=memory.device, dtype=torch.long)
         """How many positions each row's text jumps over beyond what its entries and the plan say."""
 
     @property

@@ -16,6 +16,7 @@ from pipeline.checkpoint import Checkpoint, load_checkpoint
 from pipeline.engine import Batch, Engine, OutOfDeviceMemoryError, Request
 from pipeline.generation import Generation, GenerationSettings
 from pipeline.images import Aspect, ImageTransform
+from pipeline.kept_steps import KeptSteps
 from pipeline.prompts import PromptFormat
 from pipeline.records import Answer, Rejection
 from pipeline.scoring import score
@@ -54,13 +55,17 @@ Row = tuple[tuple[int, int], Answer | Rejection, Flops]
 
 class Replica:
     """Loads the model, and the text tower that its reduction may need, on construction, unless it is given a model
-    that is loaded, which replicas may share.
+    that is loaded, which replicas may share; those that take turns may share what they keep, too.
 
     Raises UserError or ReductionError where that cannot work.
     """
 
     def __init__(
-        self, settings: ReplicaSettings, checkpoint: Checkpoint | None = None, text_tower: TextTower | None = None
+        self,
+        settings: ReplicaSettings,
+        checkpoint: Checkpoint | None = None,
+        text_tower: TextTower | None = None,
+        kept: KeptSteps | None = None,
     ) -> None:
         self.settings, reduction = settings, Reduction.parse(settings.reduction)
         self.transform = ImageTransform.from_folder(settings.model, settings.image_aspect, settings.draft_jpegs)
@@ -74,6 +79,7 @@ class Replica:
             stop_tokens=checkpoint.stop_tokens,
             settings=settings.generation,
             text_tower=text_tower or text_tower_for([reduction], settings.text_tower, checkpoint.model),
+            kept=kept,
         )
         config = checkpoint.model.config
         room = config.text_config.max_position_embeddings - settings.generation.max_new_tokens

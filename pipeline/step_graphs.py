@@ -32,9 +32,12 @@ class _Recorded:
 class StepGraphs:
     """Steps of many batches, on one cache. On a CPU a step is run, not replayed, with the same shapes."""
 
-    def __init__(self, decoder: Decoder, rows: int, base: tuple[int, ...], room: int) -> None:
+    def __init__(
+        self, decoder: Decoder, rows: int, base: tuple[int, ...], room: int, memory: Float[Tensor, " v"] | None = None
+    ) -> None:
+        """`memory`: where the cache is to lie, with at least `values` numbers."""
         self._decoder = decoder
-        self._whole = decoder.new_cache(recorded_rows(rows), base, _stretched(room))
+        self._whole = decoder.new_cache(recorded_rows(rows), base, _stretched(room), memory)
         self.cache = self._whole.part(0, rows)
         """The present batch's rows."""
         self._recorded: dict[tuple[int, int], _Recorded] = {}
@@ -42,6 +45,16 @@ class StepGraphs:
         """Memory in which all recordings work: one is replayed at a time, and its result is used before the next."""
         self._aside: Any = None
         """The stream that all are recorded on: its own, as what libraries keep for a stream ends with a graph of it."""
+
+    @staticmethod
+    def values(decoder: Decoder, rows: int, base: tuple[int, ...], room: int) -> int:
+        """How many numbers the cache holds."""
+        return decoder.cache_values(recorded_rows(rows), base, _stretched(room))
+
+    @property
+    def bytes(self) -> int:
+        """Of the cache."""
+        return self._whole.bytes
 
     def take(self, rows: int, base: tuple[int, ...], room: int) -> bool:
         """Begin another batch, where the cache is large enough for it."""

@@ -18,12 +18,13 @@ CHECKED = (
         "language",
         "layout",
         "matching",
+        "norms",
     ),
     *("patches", "pivots", "prumerge", "relevance", "selection", "stages", "text_tower", "views", "vision"),
 )
 """The modules of `reduction` that take tensors; the others check their values themselves, with better sentences."""
 
-ENGINE = ("decoder", "decoding", "engine", "generation", "kv_cache", "step_graphs", "steps")
+ENGINE = ("decoder", "decoding", "engine", "generation", "kept_steps", "kv_cache", "step_graphs", "steps")
 
 HOOK = install_import_hook(
     [*(f"reduction.{name}" for name in CHECKED), *(f"pipeline.{name}" for name in ENGINE)], "beartype.beartype"

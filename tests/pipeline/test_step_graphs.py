@@ -49,11 +49,11 @@ def test_a_shape_is_recorded_once() -> None:
     engine, _ = pair("cpu", "dense")
     requests = [Request(i, tuple(s)) for i, s in enumerate(suffixes(4))]
     engine.answer(pictures(4), PREFIX, requests)
-    first = engine._recorded
+    first = engine.kept.of(engine.decoder)
     assert isinstance(first, StepGraphs)
     count = len(first._recorded)
     engine.answer(pictures(4), PREFIX, requests)
-    assert engine._recorded is first
+    assert engine.kept.of(engine.decoder) is first
     assert len(first._recorded) == count
 
 
@@ -68,8 +68,9 @@ def test_a_batch_is_chosen_by_the_rows_that_the_cache_gets() -> None:
     batches = [Batch(lambda: pictures(4), [Request(i, tuple(s)) for i, s in enumerate(suffixes(4))])] * 3
     for _ in engine.stream(PREFIX, batches):
         pass
-    assert engine._recorded is not None
-    assert engine._recorded._whole.rows == engine.rows_held(4)
+    steps = engine.kept.of(engine.decoder)
+    assert steps is not None
+    assert steps._whole.rows == engine.rows_held(4)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -90,7 +91,7 @@ def test_nothing_is_left_of_a_recording_that_broke_off(device: str, monkeypatch:
         monkeypatch.setattr(engine.decoder, "step", broken)
         with pytest.raises(ValueError, match="planted"):
             run()
-        assert engine._recorded is None
+        assert engine.kept.of(engine.decoder) is None
         monkeypatch.undo()
         expected = without.answer(pictures(3), PREFIX, requests)
         assert [g.tokens for g in engine.answer(pictures(3), PREFIX, requests)] == [g.tokens for g in expected]
