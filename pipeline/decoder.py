@@ -159,7 +159,7 @@ class Decoder:
         queries: Float[Tensor, "b h t e"],
         keys: Float[Tensor, "b g k e"],
         values: Float[Tensor, "b g k e"],
-        mask: Bool[Tensor, "... t k"] | None = None,
+        mask: Bool[Tensor, "... t k"] | Float[Tensor, "... t k"] | None = None,
         causal: bool = True,
     ) -> Float[Tensor, "b t d"]:
         """Return the attention residual; `causal` holds without a mask, for queries and keys of the same tokens."""

@@ -7,7 +7,10 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from reduction.tensors import Bool, Float, Int
+from reduction.tensors import Float, Int
+
+ALIGNED = 16
+"""Values that rows of a mask start at multiples of."""
 
 
 class KVCache:
@@ -70,10 +73,19 @@ class KVCache:
         end = self.base[layer] + longest
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
-    def visible(self, own: Int[Tensor, " b"], longest: int) -> dict[int, Bool[Tensor, "b 1 1 n"]]:
-        """Which entries are a row's own, per distinct `base` (layers of equal length share a mask)."""
-        column = torch.arange(max(self.base) + longest, device=own.device)
-        return {n: (column[: n + longest] < (own + n).unsqueeze(1))[:, None, None] for n in set(self.base)}
+    def visible(self, own: Int[Tensor, " b"], longest: int) -> dict[int, Float[Tensor, "b 1 1 n"]]:
+        """What is added to the scores, per distinct `base` (layers of equal length share a mask): 0 for a row's own
+        entries, else minus infinity.
+
+        Attention makes this of a bool mask, layer by layer, and a GPU's copies it where rows are not aligned.
+        """
+        column = torch.arange(_aligned(max(self.base) + longest), device=own.device)
+        masks = {}
+        for n in set(self.base):
+            hidden = column[: _aligned(n + longest)] >= (own + n).unsqueeze(1)
+            mask = torch.zeros(hidden.shape, dtype=self.keys[0].dtype, device=own.device)
+            masks[n] = mask.masked_fill_(hidden, float("-inf"))[:, None, None, : n + longest]
+        return masks
 
     def part(self, start: int, rows: int) -> KVCache:
         """Some of the rows, on the same memory."""
@@ -87,3 +99,7 @@ class KVCache:
         """Make these the first rows, in the same memory."""
         for entries in (*self.keys, *self.values, self.gap):
             entries[: len(rows)] = entries.index_select(0, rows)
+
+
+def _aligned(length: int) -> int:
+    return -(-length // ALIGNED) * ALIGNED
