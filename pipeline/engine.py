@@ -242,7 +242,7 @@ class Engine:
     def _steps(self, rows: int, base: tuple[int, ...], room: int) -> EagerSteps | StepGraphs:
         if not self.graphs:
             return EagerSteps(self.decoder, rows, base, room)
-        return self.kept.begin(self.decoder, rows, base, room)
+        return self.kept.begin(self.decoder, rows, base, room, self.stopwatch)
 
 
 def _streamed_rows(batch: int) -> int:

@@ -10,6 +10,7 @@ import torch
 
 from pipeline.decoder import Decoder
 from pipeline.step_graphs import StepGraphs
+from pipeline.stopwatch import Stopwatch
 from reduction.tensors import Float
 
 
@@ -20,8 +21,10 @@ class KeptSteps:
         self._memory: Float[torch.Tensor, " v"] | None = None
         self._steps: dict[Decoder, StepGraphs] = {}
 
-    def begin(self, decoder: Decoder, rows: int, base: tuple[int, ...], room: int) -> StepGraphs:
-        """A decoder's steps for a batch: those there are, where their cache is large enough, or new ones."""
+    def begin(self, decoder: Decoder, rows: int, base: tuple[int, ...], room: int, stopwatch: Stopwatch) -> StepGraphs:
+        """A decoder's steps for a batch: those there are, where their cache is large enough, or new ones, which tell
+        `stopwatch` what recording takes.
+        """
         steps = self._steps.get(decoder)
         if steps is not None and steps.take(rows, base, room):
             return steps
@@ -32,7 +35,7 @@ class KeptSteps:
             self.clear()
             weight = decoder.head.weight
             self._memory = torch.zeros(needed, dtype=weight.dtype, device=weight.device)
-        self._steps[decoder] = StepGraphs(decoder, rows, base, room, self._memory)
+        self._steps[decoder] = StepGraphs(decoder, rows, base, room, memory=self._memory, stopwatch=stopwatch)
         return self._steps[decoder]
 
     def of(self, decoder: Decoder) -> StepGraphs | None:

@@ -12,7 +12,7 @@ from pipeline.batching import plan_batches
 from pipeline.isolation import Isolation
 from pipeline.limits import ReadLimits
 from pipeline.preparation import Preparation, Window
-from pipeline.records import FLOP_PARTS, Answer, Rejection, ShardRef, ShardReport, SliceReport
+from pipeline.records import FLOP_PARTS, STAGES, Answer, Rejection, ShardRef, ShardReport, SliceReport
 from pipeline.replica import Replica, ReplicaSettings
 from pipeline.retrying import Select, assemble_retry, retry_shard, stage_retry
 from pipeline.staging import assemble, finish_shard
@@ -115,7 +115,8 @@ class ShardWorker:
                 report.incomplete = None if window.end.complete else window.end.incomplete_reason
         self.isolation.check()
         for stage, seconds in self.replica.engine.stopwatch.seconds().items():
-            report.seconds[stage] += seconds
+            if stage in STAGES:  # others lie in these
+                report.seconds[stage] += seconds
         report.wall_seconds = time.perf_counter() - began
         rejections.sort(key=lambda row: row[0])
         return report, [answers[place] for place in sorted(answers)], [row for _, row in rejections], numbered

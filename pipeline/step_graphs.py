@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.decoder import Decoder
+from pipeline.stopwatch import Stopwatch
 from reduction.tensors import Float, Int
 
 STRETCH = 64
@@ -33,10 +34,20 @@ class StepGraphs:
     """Steps of many batches, on one cache. On a CPU a step is run, not replayed, with the same shapes."""
 
     def __init__(
-        self, decoder: Decoder, rows: int, base: tuple[int, ...], room: int, memory: Float[Tensor, " v"] | None = None
+        self,
+        decoder: Decoder,
+        rows: int,
+        base: tuple[int, ...],
+        room: int,
+        *,
+        memory: Float[Tensor, " v"] | None = None,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
-        """`memory`: where the cache is to lie, with at least `values` numbers."""
+        """`memory`: where the cache is to lie, with at least `values` numbers. `stopwatch`: gets what recording takes,
+        as the stage `recording`.
+        """
         self._decoder = decoder
+        self._stopwatch = stopwatch or Stopwatch(decoder.head.weight.device)
         self._whole = decoder.new_cache(recorded_rows(rows), base, _stretched(room), memory)
         self.cache = self._whole.part(0, rows)
         """The present batch's rows."""
@@ -68,7 +79,8 @@ class StepGraphs:
         """What `Decoder.step` returns. It is overwritten by the next step."""
         count, rows, longest = len(tokens), recorded_rows(len(tokens)), min(_stretched(longest), self._whole.room)
         if (rows, longest) not in self._recorded:
-            self._recorded[rows, longest] = self._record(rows, longest, tokens, own)
+            with self._stopwatch.stage("recording"):
+                self._recorded[rows, longest] = self._record(rows, longest, tokens, own)
         recorded = self._recorded[rows, longest]
         recorded.tokens[:count].copy_(tokens)
         recorded.own[:count].copy_(own)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,55 @@ from pipeline.prompts import VICUNA_SYSTEM_PROMPT
 from reduction.errors import ReductionError
 
 LEAST = ["--input", "a.tar", "--output", "out", "--model", "m"]
+
+GIVEN: dict[str, Any] = {
+    "input": ["a.tar", "b"],
+    "output": "out",
+    "model": "m",
+    "text_tower": "t",
+    "reduction": "ficoco-vl",
+    "keep_tokens": "11%",
+    "split": 0.25,
+    "prompt": "Describe: it",
+    "system_prompt": "vicuna",
+    "max_new_tokens": 7,
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "seed": 3,
+    "metric": "vqa",
+    "image_aspect": "crop",
+    "draft_jpegs": True,
+    "limit": 5,
+    "replicas": 2,
+    "cpus_per_replica": 0.5,
+    "gpus_per_replica": 1,
+    "batch_size": 4,
+    "dtype": "bfloat16",
+    "device": "cuda",
+    "max_attempts": 2,
+    "lease_timeout": 30,
+    "start_timeout": 40,
+    "stop_grace": 1,
+    "max_quarantined": "1%",
+    "max_image_bytes": "1MiB",
+    "max_pixels": 1000,
+    "max_text_bytes": 2048,
+    "max_header_bytes": "64k",
+    "max_questions": 5,
+    "max_row_bytes": "1M",
+    "read_attempts": 2,
+    "storage_timeout": 20,
+    "tracking_uri": "sqlite:///x.db",
+    "experiment": "e",
+    "run_name": "r",
+    "parent_run": "p",
+    "log_every": 2,
+    "overwrite": True,
+    "auto_samples": 7,
+}
+"""A value for every option but those in `ELSEWHERE`, none of them its default."""
+ELSEWHERE = {"max_accuracy_drop", "min_fidelity", "retry_quarantined", "budget_tflops", "budget_share"}
+"""Two are for another reduction, --overwrite excludes the third, and tokens to keep exclude the budgets."""
 
 
 def parsed(*more: str) -> RunConfig:
@@ -34,62 +84,15 @@ def test_defaults_are_those_of_the_contract() -> None:
 
 
 def test_every_option_can_be_given_on_the_command_line_and_in_yaml(tmp_path: Path) -> None:
-    given = {
-        "input": ["a.tar", "b"],
-        "output": "out",
-        "model": "m",
-        "text_tower": "t",
-        "reduction": "ficoco-vl",
-        "keep_tokens": "11%",
-        "split": 0.25,
-        "prompt": "Describe: it",
-        "system_prompt": "vicuna",
-        "max_new_tokens": 7,
-        "temperature": 0.5,
-        "top_p": 0.9,
-        "seed": 3,
-        "metric": "vqa",
-        "image_aspect": "crop",
-        "draft_jpegs": True,
-        "limit": 5,
-        "replicas": 2,
-        "cpus_per_replica": 0.5,
-        "gpus_per_replica": 1,
-        "batch_size": 4,
-        "dtype": "bfloat16",
-        "device": "cuda",
-        "max_attempts": 2,
-        "lease_timeout": 30,
-        "start_timeout": 40,
-        "stop_grace": 1,
-        "max_quarantined": "1%",
-        "max_image_bytes": "1MiB",
-        "max_pixels": 1000,
-        "max_text_bytes": 2048,
-        "max_header_bytes": "64k",
-        "max_questions": 5,
-        "max_row_bytes": "1M",
-        "read_attempts": 2,
-        "storage_timeout": 20,
-        "tracking_uri": "sqlite:///x.db",
-        "experiment": "e",
-        "run_name": "r",
-        "parent_run": "p",
-        "log_every": 2,
-        "overwrite": True,
-        "auto_samples": 7,
-    }
-    # Two are for another reduction, --overwrite excludes the third, and tokens to keep exclude the budgets.
-    others = {"max_accuracy_drop", "min_fidelity", "retry_quarantined", "budget_tflops", "budget_share"}
-    assert set(given) == set(options()) - others
+    assert set(GIVEN) == set(options()) - ELSEWHERE
     words: list[str] = []
-    for name, value in given.items():
+    for name, value in GIVEN.items():
         switch = "--" + name.replace("_", "-")
         for one in value if isinstance(value, list) else [value]:
             words += [switch] if one is True else [switch, str(one)]
     from_words = parse_command(words)
     file = tmp_path / "run.yaml"
-    file.write_text(json.dumps({name.replace("_", "-"): value for name, value in given.items()}))
+    file.write_text(json.dumps({name.replace("_", "-"): value for name, value in GIVEN.items()}))
     assert parse_command(["--config", str(file)]) == from_words
     assert from_words.max_quarantined == 0.01
     assert from_words.read_limits == ReadLimits(2**20, 2048, 2**16, 1000, 5, 2**20, 2, timeout=20)

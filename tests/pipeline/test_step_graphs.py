@@ -52,7 +52,11 @@ def test_a_shape_is_recorded_once() -> None:
     first = engine.kept.of(engine.decoder)
     assert isinstance(first, StepGraphs)
     count = len(first._recorded)
+    seconds = engine.stopwatch.seconds()
+    assert 0 < seconds["recording"] < seconds["decode"]
+    engine.stopwatch.clear()
     engine.answer(pictures(4), PREFIX, requests)
+    assert "recording" not in engine.stopwatch.seconds()
     assert engine.kept.of(engine.decoder) is first
     assert len(first._recorded) == count
 
