@@ -98,7 +98,8 @@ class _Job:
         self.config, self.parts, self.folder, self.refs, self.scan, self.lock = config, parts, folder, refs, scan, lock
         self.shutdown, self.output = shutdown, folder.output
         self._types: list[str] = []
-        self.meter = Meter(scan.totals, len(refs), began)
+        self.pending = scan.pending(refs)
+        self.meter = Meter(scan.totals, len(refs), began, done=len(refs) - len(self.pending))
         self.progress = Progress(self.meter, config.log_every)
         self.log = MetricsLog(self.output)
         self.tracker = Tracker(
@@ -122,8 +123,7 @@ class _Job:
             if ending.exit_code == 0:
                 self.folder.succeed(totals)
             elif ending.reason:
-                done = f"{self.meter.whole.shards} of {len(self.refs)} shards are done"
-                self.progress.say(f"{ending.reason}; {done}, run the same command again to continue")
+                self.progress.say(f"{ending.reason}; {self._done()}, run the same command again to continue")
             self._write_metrics(self.log.flush)
         except KeyboardInterrupt:
             ending = Ending.stopped(self.shutdown)
@@ -136,12 +136,19 @@ class _Job:
             self.tracker.close(ending.tracking_status, table, seconds)
         return JobResult(ending.exit_code, self._summary(totals, ending))
 
+    def _done(self) -> str:
+        return f"{self.meter.shards_done} of {len(self.refs)} shards are done"
+
     def _pending(self) -> list[ShardRef]:
-        pending = self.scan.pending(self.refs)
+        pending, entries = self.pending, len(self.scan.entries)
         for sentence in self.scan.damaged:
             self.progress.say(f"{sentence}; the shard is done again")
         if self.folder.resumed:
-            self.progress.say(f"continuing: {len(self.refs) - len(pending)} of {len(self.refs)} shards are done")
+            self.progress.say(f"continuing: {self._done()}")
+            if others := entries - len(self.scan.recorded(self.refs)):
+                self.progress.say(f"the output holds {others} shards that --input does not name; they stay, and count")
+            for report in Ledger(self.output).reports(self.scan.recorded(pending)):
+                self.meter.redo(report)
             pending = self._taken_up(pending)
         return [*pending, *self._retries()] if self.config.retry_quarantined else pending
 
@@ -206,6 +213,8 @@ class _Job:
         scan = Ledger(self.output).scan()
         sweep(self.output, scan.entries.values())
         result = verify(self.output, self.refs, finished=False)
+        for remark in result.remarks():
+            self.progress.say(remark)
         for finding in result.findings[:FINDINGS_SHOWN]:
             self.progress.say(f"not in order: {finding}")
         if result.findings:

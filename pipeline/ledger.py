@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from operator import attrgetter
 from typing import Any
@@ -56,6 +57,10 @@ class LedgerScan:
                 chosen.setdefault(shard_id(ref.url), ref)
         return list(chosen.values())
 
+    def recorded(self, refs: Iterable[ShardRef]) -> list[ShardRef]:
+        """Those of the shards that have an entry, as they are or as they were."""
+        return [ref for ref in refs if shard_id(ref.url) in self.entries]
+
     def quarantined(self, refs: Iterable[ShardRef]) -> list[ShardRef]:
         """The shards that are done, unchanged and there, and hold questions without an answer."""
         found: dict[str, ShardRef] = {}
@@ -101,6 +106,18 @@ class Ledger:
             return decode_report(content)
         except ValueError:
             return None
+
+    def reports(self, refs: Iterable[ShardRef]) -> list[ShardReport]:
+        """The reports of some shards, of those that have one.
+
+        Raises:
+            StorageError: unreachable storage.
+        """
+        found = []
+        for _, content in self.output.read_many([report_path(file_stem(ref.name, ref.url)) for ref in refs]):
+            with suppress(ValueError):
+                found.append(decode_report(content))
+        return found
 
     def retract(self, shard: str, url: str) -> None:
         """Take the done marker away, before the shard's parts are replaced."""

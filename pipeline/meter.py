@@ -18,13 +18,15 @@ class Meter:
     """Adds up shard reports.
 
     Args:
-        before: sums over the shards that earlier starts of the run finished.
+        before: sums over what earlier starts of the run left in the output.
         shards: shards of the whole run.
         began: when the run began, by `time.monotonic`; now unless it is given.
+        done: how many of `shards` are done; all of `before` unless it is given.
     """
 
-    def __init__(self, before: Totals, shards: int, began: float | None = None) -> None:
+    def __init__(self, before: Totals, shards: int, began: float | None = None, done: int | None = None) -> None:
         self.shards = shards
+        self._done_before = before.shards if done is None else done
         self.whole = deepcopy(before)
         """Sums over the whole output."""
         self.now = Totals()
@@ -50,6 +52,10 @@ class Meter:
         """A finished shard is worked on again: its next report takes the place of this one."""
         self._retried[report.shard] = report
 
+    def redo(self, report: ShardReport) -> None:
+        """A shard is done again from its beginning: what was reported of it counts no more."""
+        self.whole.add(report, -1)
+
     def add(self, report: ShardReport) -> None:
         if before := self._retried.pop(report.shard, None):
             self.recovered += report.answers - before.answers
@@ -69,6 +75,11 @@ class Meter:
             recent.append((now, self.now.shards, self.now.samples))
         while len(recent) > 2 and now - recent[1][0] >= RECENT_SECONDS:
             recent.popleft()
+
+    @property
+    def shards_done(self) -> int:
+        """How many of `shards` are done; the output may hold others."""
+        return self._done_before + self.now.shards
 
     @property
     def elapsed(self) -> float:
@@ -97,7 +108,7 @@ class Meter:
     def seconds_left(self) -> float | None:
         """As long as shards took lately; None while unknown."""
         seconds, shards, _ = self._lately()
-        return (self.shards - self.whole.shards) * seconds / shards if shards else None
+        return max(0, self.shards - self.shards_done) * seconds / shards if shards else None
 
     def _lately(self) -> tuple[float, int, int]:
         """Seconds, shards and samples from the oldest moment remembered to the last report."""
@@ -135,6 +146,7 @@ class Meter:
         """The job's result: `totals` over the whole output, rates and seconds over this run."""
         return {
             "shards": totals.shards,
+            "incomplete_shards": totals.incomplete_shards,
             "samples": totals.samples,
             "questions": totals.questions,
             "answers": totals.answers,

@@ -27,17 +27,17 @@ class Progress:
         self._bar: tqdm | None = None
         self._next = 0.0
         if self._stream.isatty():
-            self._bar = tqdm(total=meter.shards, initial=meter.whole.shards, unit="shard", file=self._stream)
+            self._bar = tqdm(total=meter.shards, initial=meter.shards_done, unit="shard", file=self._stream)
 
     def show(self, *, now: bool = False) -> None:
         """Bring the display up to date if it is time, or `now`."""
         if self._bar is not None:
-            self._bar.n = self._meter.whole.shards
+            self._bar.n = self._meter.shards_done
             self._bar.set_postfix_str(self._rates(), refresh=False)
             self._bar.refresh() if now else self._bar.update(0)
         elif now or time.monotonic() >= self._next:
             self._next = time.monotonic() + self._every
-            self.say(f"shards {self._meter.whole.shards}/{self._meter.shards}  {self._rates()}{self._left()}")
+            self.say(f"shards {self._meter.shards_done}/{self._meter.shards}  {self._rates()}{self._left()}")
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar where there is one."""

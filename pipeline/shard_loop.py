@@ -81,6 +81,7 @@ class ShardLoop:
         self._record, self._look_for_hindrance, self._slices = record, hindrance, slices
         self._shutdown, self._started = shutdown, started
         self._hindrance = ""
+        self._warned = False
         self._failed: list[FailedShard] = []
         self._next_record = config.log_every
 
@@ -117,6 +118,7 @@ class ShardLoop:
                 self.meter.add(event)
                 if first and self.meter.first_answer is not None:
                     self.progress.say(f"first answer after {self.meter.first_answer:.1f} s")
+                self._warn_of_quarantine(event)
                 if event.incomplete:
                     self.progress.say(f"{event.shard} is not whole: {event.incomplete}")
             case FailedShard():
@@ -137,6 +139,16 @@ class ShardLoop:
         if self.meter.elapsed >= self._next_record:
             self._next_record = self.meter.elapsed + self.config.log_every
             self._record()
+
+    def _warn_of_quarantine(self, report: ShardReport) -> None:
+        """Once, and early: a whole corpus may be without questions, or unreadable."""
+        if self._warned or report.incomplete or 2 * report.quarantined < max(1, report.questions):
+            return
+        self._warned = True
+        self.progress.say(
+            f"{report.quarantined} of {report.questions} questions of {report.shard} are quarantined; "
+            "jobs/verify_output.py says why, and --max-quarantined stops a run where too many are"
+        )
 
     def _too_many_quarantined(self) -> bool:
         most, whole = self.config.max_quarantined, self.meter.whole

@@ -20,6 +20,8 @@ from pipeline.totals import Totals
 
 MOST_REASONS = 50
 """Kinds of quarantine reasons listed; the rest is summed up as `other`."""
+REASONS_TOLD, LONGEST_REASON = 3, 120
+"""What a remark tells of them: how many, and characters of each."""
 FROM_ROWS = ("answers", "quarantined", "scored", "correct", "prompt_tokens", "generated_tokens")
 """Totals recounted from the rows; the others are summed over the reports."""
 
@@ -46,6 +48,22 @@ class Verification:
     @property
     def ok(self) -> bool:
         return not self.findings
+
+    def remarks(self) -> list[str]:
+        """Sentences on what is in order and yet no answer."""
+        totals, reasons, remarks = self.totals, self.quarantine_reasons, []
+        if totals.quarantined:
+            told = [f"{reason[:LONGEST_REASON]} ({count})" for reason, count in reasons.most_common(REASONS_TOLD)]
+            more = [f"{len(reasons) - REASONS_TOLD} kinds more"] if len(reasons) > REASONS_TOLD else []
+            remarks.append(
+                f"{totals.quarantined} of {totals.questions} questions are quarantined: {'; '.join([*told, *more])}"
+            )
+        if totals.incomplete_shards:
+            remarks.append(
+                f"{totals.incomplete_shards} of {totals.shards} shards are not whole, and each counts as one question "
+                "without an answer, however many it lacks; once they are, the same command reads them again"
+            )
+        return remarks
 
     def summary(self) -> dict[str, Any]:
         """Plain values for one JSON line."""

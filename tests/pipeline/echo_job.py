@@ -196,9 +196,9 @@ def echo_parts(nap: float = 0.0, fail: str = "") -> JobParts:
     return JobParts(lambda config: f"digest of {config.model}", worker_spec, cluster)
 
 
-def run_echo(folder: Path, *more: str, nap: float = 0.0, fail: str = "") -> JobResult:
-    """Run the job on `folder/corpus` into `folder/out`, tracked in `folder/mlflow.db`."""
-    words = ["--input", f"{folder}/corpus", "--output", f"{folder}/out", "--model", "echo"]
+def run_echo(folder: Path, *more: str, nap: float = 0.0, fail: str = "", corpus: str = "corpus") -> JobResult:
+    """Run the job on `folder/corpus`, or another folder there, into `folder/out`, tracked in `folder/mlflow.db`."""
+    words = ["--input", f"{folder}/{corpus}", "--output", f"{folder}/out", "--model", "echo"]
     words += ["--tracking-uri", f"sqlite:///{folder}/mlflow.db", *more]
     return run(located(parse_command(words), inside_job=False), echo_parts(nap, fail))
 

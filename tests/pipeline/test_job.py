@@ -62,12 +62,15 @@ def test_a_rerun_does_nothing_again_and_gives_the_same_totals(folder: Path) -> N
         assert second.summary[name] == first.summary[name]
 
 
-def test_shards_that_are_new_or_repaired_are_done_and_no_others(folder: Path) -> None:
+def test_shards_that_are_new_or_repaired_are_done_and_no_others(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = (folder / "corpus" / "00001.tar").read_bytes()
     (folder / "corpus" / "00001.tar").write_bytes(whole[: len(whole) // 2])
     first = run_echo(folder)
     assert first.exit_code == 0
-    assert first.summary["quarantined"] == 1
+    assert (first.summary["quarantined"], first.summary["incomplete_shards"]) == (1, 1)
+    assert "1 of 3 shards are not whole" in capsys.readouterr().err
     (folder / "corpus" / "00001.tar").write_bytes(whole)
     (folder / "corpus" / "00003.tar").write_bytes(tar_bytes(numbered(2)))
     untouched = {path.name: path.stat().st_mtime_ns for path in (folder / "out" / "data").glob("0000[02]*")}
@@ -76,6 +79,36 @@ def test_shards_that_are_new_or_repaired_are_done_and_no_others(folder: Path) ->
     assert (second.summary["answers"], second.summary["quarantined"]) == (14, 0)
     assert not rows(folder, "quarantine")
     assert {p.name: p.stat().st_mtime_ns for p in (folder / "out" / "data").glob("0000[02]*")} == untouched
+    # What was reported of the repaired shard counts neither here nor in what is tracked.
+    shown = capsys.readouterr().err
+    assert "continuing: 2 of 4 shards are done" in shown
+    assert "shards 4/4  images 14 " in shown
+    assert "not whole" not in shown
+    last = json.loads((folder / "out" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert [last[name] for name in ("shards_done", "samples", "answers", "quarantined")] == [4, 14, 14, 0]
+
+
+def test_shards_of_another_input_stay_and_do_not_count_as_this_ones(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_echo(folder)
+    capsys.readouterr()
+    (folder / "other").mkdir()
+    (folder / "other" / "00007.tar").write_bytes(tar_bytes(numbered(2)))
+    result = run_echo(folder, corpus="other")
+    shown = capsys.readouterr().err
+    assert "continuing: 0 of 1 shards are done" in shown
+    assert "the output holds 3 shards that --input does not name" in shown
+    assert "shards 1/1 " in shown
+    assert (result.summary["shards"], result.summary["shards_listed"], result.summary["answers"]) == (4, 1, 14)
+
+
+def test_what_is_quarantined_is_told_early_and_at_the_end(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    without_pictures(folder, 2)
+    run_echo(folder)
+    shown = capsys.readouterr().err
+    assert shown.count("1 of 1 questions of 0000") == 1
+    assert "2 of 14 questions are quarantined: sample: no image" in shown
 
 
 def test_another_prompt_on_the_same_output_is_refused_and_overwrite_takes_it(folder: Path) -> None:

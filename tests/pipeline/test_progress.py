@@ -60,6 +60,21 @@ def test_rates_are_of_this_run_and_totals_of_the_whole(clock: Clock) -> None:
     assert before.shards == 1
 
 
+def test_a_shard_that_is_done_again_counts_once_and_others_in_the_output_not_at_all(clock: Clock) -> None:
+    before = Totals()
+    for _ in range(3):
+        before.add(report(100))
+    meter = Meter(before, shards=2, done=1)
+    meter.redo(report(100))
+    meter.ready()
+    assert (meter.shards_done, meter.whole.shards, meter.whole.samples) == (1, 2, 200)
+    clock.now += 5
+    meter.add(report(100))
+    assert (meter.shards_done, meter.whole.shards, meter.whole.samples) == (2, 3, 300)
+    assert meter.metrics()["images_per_second"] == 20.0
+    assert meter.seconds_left == 0
+
+
 def test_nothing_done_has_no_rate_and_no_accuracy(clock: Clock) -> None:
     meter = Meter(Totals(), shards=4)
     assert meter.metrics()["images_per_second"] == 0.0
