@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline.config import RunConfig
-from pipeline.model_check import checked_shape
 from reduction.budget import Request, solve
 
 TEXT_TOKENS = 60
@@ -22,6 +21,8 @@ def within_budget(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
     budget = config.budget
     if budget is None:
         return config, {}
+    from pipeline.model_check import checked_shape  # brings torch, which other commands can be refused without
+
     _, shape = checked_shape(config.model, config.text_tower)
     request = Request(text_tokens=TEXT_TOKENS, new_tokens=config.max_new_tokens)
     solved = solve(config.parsed_reduction, shape, *budget, request)

@@ -97,3 +97,11 @@ def test_what_cannot_work_is_one_sentence_before_any_work(
     assert sentence in last
     assert "Traceback" not in err
     assert not (tmp_path / "out" / "data").exists()
+
+
+@pytest.mark.parametrize("job", ["caption_corpus", "compare_reductions"])
+def test_a_wrong_command_is_answered_without_torch_and_ray(job: str) -> None:
+    asked = f"import sys, jobs.{job} as job; job.main(['--inptu', 'x']); print({{'torch', 'ray'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, text=True, capture_output=True)
+    assert "did you mean '--input'?" in done.stderr
+    assert done.stdout.strip() == "set()"
