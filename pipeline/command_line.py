@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import Field
+from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +15,14 @@ from pipeline.errors import UserError, nearest
 from pipeline.options import flag
 
 REPEATABLE = ("input", "settings")
+PLACEHOLDERS = {
+    **dict.fromkeys(("timeout", "grace", "every"), "SECONDS"),
+    **dict.fromkeys(("replica", "replicas", "attempts", "repeats"), "COUNT"),
+    "limit": "SAMPLES",
+    "quarantined": "COUNT_OR_SHARE",
+    "size": "QUESTIONS",
+}
+"""What stands for an option's value in its help, by the last word of its name; for others that word itself."""
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -99,12 +107,13 @@ def _add(parser: OptionParser, name: str, one: Field[Any]) -> None:
         return
     default = one.default if isinstance(one.default, str | int | float) else None
     note = f" (default: {default})" if default not in (None, "") else ""
-    choices = "|".join(one.metadata["choices"])
+    note = " (required)" if one.default is MISSING and one.default_factory is MISSING else note
+    choices, last = "|".join(one.metadata["choices"]), name.rpartition("_")[2]
     parser.add_argument(
         switch,
         dest=name,
         action="append" if name in REPEATABLE else "store",
-        metavar=choices or name.rpartition("_")[2].upper(),
+        metavar=choices or PLACEHOLDERS.get(last, last.upper()),
         help=one.metadata["help"] + note,
     )
 
