@@ -35,7 +35,7 @@ class KeptSteps:
             self.clear()
             weight = decoder.head.weight
             self._memory = torch.zeros(needed, dtype=weight.dtype, device=weight.device)
-        self._steps[decoder] = StepGraphs(decoder, rows, base, room, memory=self._memory, stopwatch=stopwatch)
+        self._steps[decoder] = StepGraphs(decoder, rows, base, room, self._memory, stopwatch)
         return self._steps[decoder]
 
     def of(self, decoder: Decoder) -> StepGraphs | None:

@@ -39,15 +39,14 @@ class StepGraphs:
         rows: int,
         base: tuple[int, ...],
         room: int,
-        *,
-        memory: Float[Tensor, " v"] | None = None,
-        stopwatch: Stopwatch | None = None,
+        memory: Float[Tensor, " v"],
+        stopwatch: Stopwatch,
     ) -> None:
         """`memory`: where the cache is to lie, with at least `values` numbers. `stopwatch`: gets what recording takes,
         as the stage `recording`.
         """
         self._decoder = decoder
-        self._stopwatch = stopwatch or Stopwatch(decoder.head.weight.device)
+        self._stopwatch = stopwatch
         self._whole = decoder.new_cache(recorded_rows(rows), base, _stretched(room), memory)
         self.cache = self._whole.part(0, rows)
         """The present batch's rows."""
