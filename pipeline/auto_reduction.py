@@ -23,7 +23,7 @@ from pipeline.listing import list_shards
 from pipeline.model_check import checked_shape
 from pipeline.recommendation import points
 from pipeline.records import Sample
-from pipeline.run_folder import read_run
+from pipeline.run_folder import read_run, refuse_comparison
 from pipeline.shards import read_shard
 from pipeline.shutdown import Shutdown
 from pipeline.spread_samples import spread_samples
@@ -61,7 +61,7 @@ def run_auto(config: RunConfig, parts: JobParts, shutdown: Shutdown | None = Non
     """Choose a setting, or find the one that an earlier start chose, and annotate with it.
 
     Raises:
-        UserError, ReductionError: it cannot work, or the output holds a run whose reduction was given.
+        UserError, ReductionError: it cannot work, or the output holds a run whose reduction was given, or a comparison.
     """
     chosen = _earlier(config)
     if chosen is None:
@@ -80,8 +80,11 @@ def settled(config: RunConfig, reduction: str) -> RunConfig:
 
 def _earlier(config: RunConfig) -> dict[str, Any] | None:
     """The choice in run.json: a corpus is not annotated half under one setting and half under another."""
-    record = None if config.overwrite else read_run(open_output(config.output))
-    if record is None:
+    output = open_output(config.output)
+    record = read_run(output)
+    if record is None or config.overwrite:
+        # The run refuses this too, but only once the settings have been compared.
+        refuse_comparison(output)
         return None
     chosen = record["config"].get("chosen")
     if chosen is None:

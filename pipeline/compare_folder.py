@@ -16,12 +16,11 @@ from pipeline.ledger import Ledger
 from pipeline.model_check import text_tower_digest
 from pipeline.part_names import shard_id
 from pipeline.records import ShardRef
-from pipeline.run_folder import PROGRAM, RunFolder, prepare, read_run, redacted, remove_run
+from pipeline.run_folder import COMPARISON_PATH, PROGRAM, RunFolder, prepare, read_run, redacted, remove_run
 from pipeline.storage import Output, open_output
 from pipeline.totals import Totals
 from reduction.settings import Reduction
 
-RECORD_PATH = "comparison.json"
 SETTINGS = "settings"
 
 
@@ -47,7 +46,7 @@ class CompareFolder:
 
     def remember(self, **values: Any) -> None:
         self.record.update(values)
-        self.output.put_atomic(RECORD_PATH, (json.dumps(self.record, indent=2) + "\n").encode())
+        self.output.put_atomic(COMPARISON_PATH, (json.dumps(self.record, indent=2) + "\n").encode())
 
     def pending(self, refs: Sequence[ShardRef]) -> list[ShardRef]:
         """The shards that a setting lacks. A report whose parts are not in order is taken away, so that the replica
@@ -94,7 +93,7 @@ def prepare_comparison(
     """
     output = open_output(config.output, config.storage_timeout)
     output.check_writable()
-    earlier = read_run(output, RECORD_PATH)
+    earlier = read_run(output, COMPARISON_PATH)
     if config.overwrite and earlier is not None:
         _remove(output, config.output)
         earlier = None
@@ -134,7 +133,7 @@ def _remove(output: Output, url: str) -> None:
         remove_run(open_output(f"{url.rstrip('/')}/{SETTINGS}/{name}"))
     for file in (*output.list("timings"), *output.list("examples")):
         output.delete(file.path)
-    for path in ("comparison.parquet", "comparison.csv", "report.html", "report.md", "metrics.jsonl", RECORD_PATH):
+    for path in ("comparison.parquet", "comparison.csv", "report.html", "report.md", "metrics.jsonl", COMPARISON_PATH):
         output.delete(path)
 
 

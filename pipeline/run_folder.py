@@ -20,6 +20,8 @@ from pipeline.storage import Output, StorageError
 from pipeline.totals import Totals
 
 RUN_PATH, SUCCESS_PATH, METRICS_PATH = "run.json", "_SUCCESS", "metrics.jsonl"
+COMPARISON_PATH = "comparison.json"
+"""Stands in the place of run.json where the output is a comparison's."""
 PROGRAM = "ficoco-annotate"
 PACKAGES = ("torch", "transformers", "ray", "mlflow", "pyarrow", "webdataset", "pillow", "tokenizers", "numpy")
 SECRET_WORDS = ("password", "secret", "token_value", "credential", "access_key", "api_key")
@@ -86,11 +88,14 @@ def prepare(output: Output, config: Mapping[str, Any], overwrite: bool = False) 
         overwrite: remove what an earlier run wrote, and nothing else.
 
     Raises:
-        UserError: the output holds a run with other settings (each named), or files that no run accounts for.
+        UserError: the output holds a run with other settings (each named), a comparison, or files that no run
+            accounts for.
         StorageError: the output cannot be written.
     """
     output.check_writable()
     earlier = read_run(output)
+    if earlier is None or overwrite:
+        refuse_comparison(output)
     if earlier is None:
         _refuse_foreign(output)
     elif overwrite:
@@ -147,6 +152,16 @@ def remove_run(output: Output) -> list[str]:
     for path in ordered:
         output.delete(path)
     return ordered
+
+
+def refuse_comparison(output: Output) -> None:
+    """A run beside a comparison would keep it from being continued, so not even overwriting begins one there.
+
+    Raises:
+        UserError: the output holds a comparison.
+    """
+    if read_run(output, COMPARISON_PATH) is not None:
+        raise UserError(f"{output.url} holds a comparison of settings; choose another --output")
 
 
 def redacted(config: Mapping[str, Any]) -> dict[str, Any]:
