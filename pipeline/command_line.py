@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,10 +26,15 @@ PLACEHOLDERS = {
 
 
 class OptionParser(argparse.ArgumentParser):
-    """An argument parser that raises `UserError` with one sentence, naming the nearest known option."""
+    """An argument parser that raises `UserError` with one sentence, naming the nearest known option.
 
-    def __init__(self, **settings: Any) -> None:
+    Args:
+        instead: options that there are elsewhere -> what serves in their place here.
+    """
+
+    def __init__(self, instead: Mapping[str, str] | None = None, **settings: Any) -> None:
         super().__init__(**settings, allow_abbrev=False)
+        self._instead = dict(instead or {})
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, unknown = self.parse_known_args(args, namespace)
@@ -45,7 +50,7 @@ class OptionParser(argparse.ArgumentParser):
         name = argument.partition("=")[0]
         if not name.startswith("-"):
             return f"unexpected argument {argument!r}: every value needs its option before it (see --help)"
-        return f"unknown option {name}{_suggestion(name, known)}"
+        return f"unknown option {name}{_suggestion(name, known, self._instead)}"
 
 
 def parse_command(arguments: Sequence[str] | None = None) -> RunConfig:
@@ -87,13 +92,14 @@ def read_yaml(path: Path, kind: type[RunConfig] = RunConfig) -> dict[str, Any]:
     named = {str(key).replace("-", "_"): value for key, value in content.items()}
     for name in named:
         if name not in options(kind):
-            raise UserError(f"unknown key {name!r} in {path}{_suggestion(name, options(kind))}")
+            raise UserError(f"unknown key {name!r} in {path}{_suggestion(name, options(kind), kind.INSTEAD)}")
     set_ones = {name: value for name, value in named.items() if value is not None}
     return _converted(set_ones, f"{path}: {{}}", kind)
 
 
 def _parser(kind: type[RunConfig], program: str, about: str) -> OptionParser:
-    parser = OptionParser(prog=program, description=about, argument_default=argparse.SUPPRESS)
+    instead = {_switch(name): what for name, what in kind.INSTEAD.items()}
+    parser = OptionParser(instead, prog=program, description=about, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options; the command line wins")
     for name, one in options(kind).items():
         _add(parser, name, one)
@@ -101,7 +107,7 @@ def _parser(kind: type[RunConfig], program: str, about: str) -> OptionParser:
 
 
 def _add(parser: OptionParser, name: str, one: Field[Any]) -> None:
-    switch = "--" + name.replace("_", "-")
+    switch = _switch(name)
     if one.metadata["convert"] is flag:
         parser.add_argument(switch, action="store_true", help=one.metadata["help"])
         return
@@ -147,6 +153,12 @@ def _value(value: Any, one: Field[Any], shown: str) -> Any:
         raise UserError(f"{shown} is {str(value)!r}: {error}") from error
 
 
-def _suggestion(name: str, known: Any) -> str:
-    near = nearest(name, known)
+def _switch(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _suggestion(name: str, known: Iterable[str], instead: Mapping[str, str]) -> str:
+    near = nearest(name, [*known, *instead])
+    if near is not None and near in instead:
+        return f": {instead[near]}"
     return f": did you mean {near!r}?" if near else "; see --help for what is known"

@@ -49,9 +49,10 @@ def check_settings(written: Sequence[str], budgets: Sequence[Budget], shape: Mod
         elif budgets:
             plan(_keeping_all(text), shape)
         else:
+            method, comma, options = text.partition(",")
             raise UserError(
-                f"{text} does not say how many tokens to keep: write {text}:64, or give a budget with --budget-tflops "
-                "or --budget-share"
+                f"{text} does not say how many tokens to keep: write {method.rstrip()}:64{comma}{options}, or give a "
+                "budget with --budget-tflops or --budget-share"
             )
 
 

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 
 import yaml
 
-from pipeline.config import RunConfig
+from pipeline.config import AUTO, RunConfig
 from pipeline.errors import UserError, nearest
 from pipeline.options import as_value_error, count, number, option
 from reduction.budget import Unit, parse_share
+from reduction.notation import check_method
 
 DENSE = "dense"
 SHARED = (
@@ -28,6 +29,21 @@ SHARED = (
 """Answers are greedy: of sampled ones nobody could say whether they differ by the setting or by chance."""
 OWN = ("settings", "settings_file", "budget_tflops", "budget_share", "samples", "repeats", "gpu_hour_usd")
 FILE_KEYS = ("settings", "budget_tflops", "budget_share")
+_GREEDY = "a comparison answers greedily, so that answers differ by the setting alone; leave it out"
+_FOR_AUTO = "it is for --reduction auto of caption_corpus.py; a comparison reports what every setting loses"
+INSTEAD = {
+    "reduction": "a comparison takes several, as --settings ficoco-v:64,random:64",
+    "keep_tokens": "a comparison takes the tokens to keep with each setting, as --settings ficoco-v:64",
+    "split": "a comparison takes it with a setting, as --settings ficoco-vl:64,split=0.7",
+    "max_accuracy_drop": _FOR_AUTO,
+    "min_fidelity": _FOR_AUTO,
+    "auto_samples": "a comparison takes --samples",
+    "limit": "a comparison takes --samples, which it spreads over the corpus",
+    **dict.fromkeys(("temperature", "top_p", "seed"), _GREEDY),
+    "max_quarantined": "a comparison goes on whatever is quarantined, and reports it; leave it out",
+    "retry_quarantined": "a comparison does not ask again what is quarantined; leave it out",
+}
+"""Options of the annotation job that a comparison has not; who knows them from there is told what serves here."""
 
 Budget = tuple[float, Unit]
 """An amount of TFLOPs, or a share of dense between 0 and 1; and which of the two."""
@@ -56,6 +72,7 @@ class CompareConfig(RunConfig):
     """The settings of one comparison. `None` stands for `auto` or for no value."""
 
     TAKEN: ClassVar[frozenset[str]] = frozenset((*SHARED, *OWN))
+    INSTEAD: ClassVar[Mapping[str, str]] = INSTEAD
 
     settings: tuple[str, ...] = option(
         "what to compare, with commas between: ficoco-v:64,random:64; dense always is", ()
@@ -81,11 +98,14 @@ class CompareConfig(RunConfig):
 
         Raises:
             UserError: the file cannot be used, or no setting is given.
+            ReductionError: a setting names no known method.
         """
         listed, budgets = read_settings(Path(self.settings_file)) if self.settings_file else ((), ())
         written = (*(one for text in self.settings for one in split_settings(text)), *listed)
         if not written:
             raise UserError("nothing to compare: give --settings, such as ficoco-v:64,random:64, or --settings-file")
+        for setting in written:
+            _check_method(setting)
         return written, _budgets(self.budget_tflops, self.budget_share) or budgets
 
     def of_setting(self, setting: str) -> dict[str, Any]:
@@ -106,6 +126,17 @@ def split_settings(text: str) -> Iterator[str]:
         setting = part
     if setting:
         yield setting
+
+
+def _check_method(setting: str) -> None:
+    """Before anything else is asked of a setting: a wrong name must not be answered by what the right one lacks."""
+    method = setting.partition(",")[0].partition(":")[0].strip()
+    if method == AUTO:
+        raise UserError(
+            f"{setting} is no setting to compare: --reduction auto is an option of caption_corpus.py, which then "
+            "compares settings and takes one; name methods here, such as ficoco-v:64"
+        )
+    check_method(method)
 
 
 def _budgets(tflops: Sequence[float], of_dense: Sequence[float]) -> tuple[Budget, ...]:

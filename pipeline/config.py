@@ -28,6 +28,8 @@ class RunConfig:
 
     TAKEN: ClassVar[frozenset[str]] = frozenset()
     """The fields that are options; empty for all."""
+    INSTEAD: ClassVar[Mapping[str, str]] = {}
+    """Options of another job that this one has not -> what serves in their place, for the error."""
 
     input: tuple[str, ...] = option("shards: a path, brace range, glob, folder or URL; may repeat")
     output: str = option("folder or URL that takes the answers; a rerun continues there")

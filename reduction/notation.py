@@ -21,8 +21,7 @@ def parse_values(text: str, types: Mapping[str, Any], *, sized: bool = True) -> 
     """
     head, *options = (part.strip() for part in text.split(","))
     method, _, keep = head.partition(":")
-    if method not in METHODS:
-        raise unknown("reduction", method, METHODS)
+    check_method(method)
     if not keep:
         keep, options = _keep_option(options)
     if keep and not sized:
@@ -41,6 +40,12 @@ def parse_values(text: str, types: Mapping[str, Any], *, sized: bool = True) -> 
             raise ReductionError(f"option {name!r} stands twice in {text!r}.")
         values[name] = _parse_value(name, value, types[name])
     return values
+
+
+def check_method(name: str) -> None:
+    """Raises ReductionError, naming the nearest method, unless there is one of this name."""
+    if name not in METHODS:
+        raise unknown("reduction", name, METHODS)
 
 
 def _keep_option(options: list[str]) -> tuple[str, list[str]]:

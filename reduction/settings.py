@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from reduction.combination import check_adaptive, check_stages
 from reduction.errors import ReductionError, unknown
 from reduction.methods import BY_QUESTION, METHODS, Place, Schedule
-from reduction.notation import ADAPTIVE, check_keep, parse_values, show
+from reduction.notation import ADAPTIVE, check_keep, check_method, parse_values, show
 
 __all__ = ["Reduction", "ReductionError", "option_types"]
 
@@ -91,8 +91,7 @@ class Reduction:
     """Filters that compare tokens with the question: which end of CLIP's similarity counts as relevant."""
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise unknown("reduction", self.method, METHODS)
+        check_method(self.method)
         if self.method == "dense" and self.keep is not None:
             raise ReductionError(
                 f"dense keeps every visual token, so it takes no number to keep (got {self.keep}): "

@@ -63,6 +63,9 @@ def test_a_run_chooses_its_reduction_on_a_local_ray(folder: Path) -> None:
     [
         ([], "nothing to compare: give --settings"),
         (["--settings", "ficoco-w:4"], "unknown reduction 'ficoco-w'"),
+        (["--settings", "ficocov", "--model", "nowhere"], "unknown reduction 'ficocov': did you mean 'ficoco-v'?"),
+        (["--settings", "auto"], "auto is no setting to compare: --reduction auto is an option of caption_corpus.py"),
+        (["--settings", "dense,auto:64"], "auto:64 is no setting to compare"),
         (["--setting", "fastv:4"], "unknown option --setting: did you mean '--settings'?"),
         (["--settings", "fastv:4", "--model", "nowhere"], "no model at nowhere"),
         (["--settings", "fastv:4", "--input", "nowhere/*.tar"], "nowhere"),
