@@ -26,6 +26,16 @@ class RunStopped(Exception):
     """The run cannot go on; the message says why. What is committed stays."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """What a replica says of itself while it starts or works."""
+
+    number: int
+    """Changes as work gets on."""
+    batches: int = 0
+    """Answered since the replica started, where its worker counts them."""
+
+
 Call = Any
 """A call to a replica that has not been answered yet; hashable."""
 
@@ -46,7 +56,7 @@ class ReplicaHandle(Protocol):
         ...
 
     def pulse(self) -> Call:
-        """Answered, also while it starts or works, with a number that changes as work gets on."""
+        """Answered with a `Pulse`, also while it starts or works."""
         ...
 
     def kill(self) -> None: ...
@@ -73,7 +83,8 @@ class WorkerSpec:
     """How a replica's process makes its worker.
 
     The worker offers `work(ref) -> ShardReport` and `describe() -> dict`. It may offer, called from another thread,
-    `pulse() -> int`, which changes as a shard gets on, and `expect(ref)`, told the shard that probably comes next.
+    `pulse() -> int`, which changes as a shard gets on, and `expect(ref)`, told the shard that probably comes next. It
+    may have `batches: int`, how many batches it has answered, for people to see that a long shard gets on.
     """
 
     factory: str

@@ -100,7 +100,7 @@ class CompareWorker:
         )
         self.batch_size, self.device = first.batch_size, first.engine.device
         self.isolations = {setting: Isolation(each.answer) for setting, each in self.replicas.items()}
-        self._answered = 0
+        self.batches = 0  # answered, under each setting and in each repeat for itself
         self._warm: set[str] = set()
 
     def describe(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class CompareWorker:
 
     def pulse(self) -> int:
         """A number that changes as work gets on."""
-        return self._answered + self.preparation.members
+        return self.batches + self.preparation.members
 
     def work(self, ref: ShardRef) -> ShardReport:
         """Answer a shard under the settings that lack it and commit each.
@@ -192,7 +192,7 @@ class CompareWorker:
         timing.peak_bytes[setting] = max(timing.peak_bytes[setting], peak)
         for part in (*PARTS, TOTAL):
             timing.seconds[setting][repeat][part] += seconds.get(part, 0.0)
-        self._answered += 1
+        self.batches += 1
         if repeat:
             return
         for place, row, flops in answered:

@@ -8,15 +8,16 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
-from pipeline.cluster import Call, Cluster, ReplicaHandle, ReplicaLost, RunStopped, ShardFailed
-from pipeline.dispatch_events import Event, ReplicaReplaced, ReplicaStarted, Tick
+from pipeline.cluster import Call, Cluster, Pulse, ReplicaLost, RunStopped, ShardFailed
+from pipeline.dispatch_events import BatchesAnswered, Event, ReplicaReplaced, ReplicaStarted, Tick
 from pipeline.leases import Lease, LeaseQueue
 from pipeline.patience import Patience
 from pipeline.records import ShardRef, ShardReport
 from pipeline.tasks import LETHAL
+from pipeline.watched_replica import WatchedReplica
 
 POLL_SECONDS = 0.5
 CAPACITY_SECONDS = 5.0
@@ -24,7 +25,7 @@ CAPACITY_SECONDS = 5.0
 RETRY_SECONDS = 1.0
 """Wait after a replica that could not start; doubled with every further one."""
 PULSE_SECONDS = 30.0
-"""How often a replica is asked for its pulse, or four times within the lease's timeout."""
+"""How often a replica is asked for its pulse, or four times within the lease's timeout; few replicas more often."""
 FAILED_STARTS = 3
 """Failed starts in a row that end the run when no replica works; one more for every further replica started at once."""
 
@@ -41,24 +42,8 @@ class DispatchSettings:
     stop_grace: float = 2.0
     slices: bool = True
     """Whether shards may be leased in slices."""
-
-
-@dataclass(eq=False)
-class _Replica:
-    handle: ReplicaHandle
-    call: Call
-    """The call it is busy with; None when idle."""
-    state: Literal["placing", "starting", "idle", "working", "lost"]
-    changed: float
-    """When its pulse last changed, or its state."""
-    launched: float = field(default_factory=time.monotonic)
-    pulse: Call = None
-    next_pulse: float = 0.0
-    beat: Any = None
-    lease: Lease | None = None
-    description: dict[str, Any] = field(default_factory=dict)
-    failures: int = 0
-    """Shards that failed on it in a row."""
+    shown_every: float = PULSE_SECONDS
+    """Seconds between looks at how far the run is."""
 
 
 class Dispatcher:
@@ -80,10 +65,10 @@ class Dispatcher:
         self._cluster = cluster
         self._settings = settings
         self._stopping = stopping
-        self._replicas: list[_Replica] = []
+        self._replicas: list[WatchedReplica] = []
         # With a thousand replicas an event must not cost a walk over all of them.
-        self._waiting: dict[Call, _Replica] = {}
-        self._idle: deque[_Replica] = deque()
+        self._waiting: dict[Call, WatchedReplica] = {}
+        self._idle: deque[WatchedReplica] = deque()
         self._next_look = 0.0
         self._target = 0
         self._next_census = 0.0
@@ -117,7 +102,7 @@ class Dispatcher:
                 replica.handle.kill()
             self._replicas.clear()
 
-    def _working(self) -> list[_Replica]:
+    def _working(self) -> list[WatchedReplica]:
         return [replica for replica in self._replicas if replica.state == "working"]
 
     def _grow(self) -> None:
@@ -130,7 +115,7 @@ class Dispatcher:
         if now >= self._next_launch:
             for _ in range(missing):
                 handle = self._cluster.launch()
-                replica = _Replica(handle, handle.start(), "placing", now, pulse=handle.pulse())
+                replica = WatchedReplica(handle, handle.start(), "placing", now, pulse=handle.pulse())
                 self._replicas.append(replica)
                 self._waiting |= {replica.call: replica, replica.pulse: replica}
         if any(replica.state != "placing" for replica in self._replicas):
@@ -173,16 +158,15 @@ class Dispatcher:
             else:
                 yield from self._pulsed(replica, answer) if call == replica.pulse else self._answered(replica, answer)
 
-    def _pulsed(self, replica: _Replica, beat: Any) -> Iterator[Event]:
-        replica.pulse, now = None, time.monotonic()
-        replica.next_pulse = now + min(PULSE_SECONDS, self._settings.lease_timeout / 4)
-        if beat != replica.beat:
-            replica.beat, replica.changed = beat, now
-        if replica.state == "placing":
-            replica.state, replica.changed = "starting", now
-        yield from ()
+    def _pulsed(self, replica: WatchedReplica, beat: Pulse) -> Iterator[Event]:
+        now = time.monotonic()
+        # As often as it is looked at, but no more than one a second in all.
+        wanted = max(self._settings.shown_every, len(self._replicas))
+        batches = replica.pulsed(beat, now, min(PULSE_SECONDS, self._settings.lease_timeout / 4, wanted))
+        if batches:
+            yield BatchesAnswered(batches)
 
-    def _answered(self, replica: _Replica, answer: Any) -> Iterator[Event]:
+    def _answered(self, replica: WatchedReplica, answer: Any) -> Iterator[Event]:
         now = time.monotonic()
         replica.call, replica.state, replica.changed = None, "idle", now
         self._idle.append(replica)
@@ -198,7 +182,7 @@ class Dispatcher:
             answer.attempts = attempts
             yield answer
 
-    def _fail(self, replica: _Replica, reason: str) -> Iterator[Event]:
+    def _fail(self, replica: WatchedReplica, reason: str) -> Iterator[Event]:
         """An exception came back instead of an answer."""
         lease, replica.lease = replica.lease, None
         if lease is None:
@@ -211,7 +195,7 @@ class Dispatcher:
         if replica.failures > 1:
             yield from self._lose(replica, f"two shards in a row failed on it, the last with: {reason}")
 
-    def _lose(self, replica: _Replica, reason: str, blameless: bool = False) -> Iterator[Event]:
+    def _lose(self, replica: WatchedReplica, reason: str, blameless: bool = False) -> Iterator[Event]:
         self._replicas.remove(replica)
         self.queue.release(replica)
         replica.state = "lost"

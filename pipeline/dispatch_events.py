@@ -22,8 +22,16 @@ class ReplicaReplaced:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchesAnswered:
+    """Work got on within a shard."""
+
+    number: int
+    """Since the last of these events."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Gives the driver time for its own work, also when nothing happens."""
 
 
-Event = ShardReport | FailedShard | Narrowed | ReplicaStarted | ReplicaReplaced | Tick
+Event = ShardReport | FailedShard | Narrowed | ReplicaStarted | ReplicaReplaced | BatchesAnswered | Tick

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnschedulableError, NodeDiedError, RayActorError, RayError, RayTaskError
 
-from pipeline.cluster import Call, Cluster, ReplicaLost, RunStopped, ShardFailed, WorkerSpec
+from pipeline.cluster import Call, Cluster, Pulse, ReplicaLost, RunStopped, ShardFailed, WorkerSpec
 from pipeline.config import RunConfig
 from pipeline.device_errors import breaks_device
 from pipeline.placement import Machine, Share, share_of
@@ -50,9 +50,9 @@ class _ReplicaActor:
         if expect := getattr(self._worker, "expect", None):
             expect(ref)
 
-    def pulse(self) -> int:
+    def pulse(self) -> Pulse:
         pulse = getattr(self._worker, "pulse", None)
-        return -1 if pulse is None else int(pulse())
+        return Pulse(-1 if pulse is None else int(pulse()), getattr(self._worker, "batches", 0))
 
 
 class RayReplica:

@@ -31,6 +31,8 @@ class Meter:
         """Sums over the whole output."""
         self.now = Totals()
         """Sums over the shards of this run alone."""
+        self.batches = 0
+        """Answered by replicas that count them, also of shards that are not finished."""
         self.first_answer: float | None = None
         """Seconds from the run's beginning to its first answer."""
         self._began = time.monotonic() if began is None else began
@@ -93,6 +95,11 @@ class Meter:
         if self._first_ready is None or self._last_report is None:
             return 0.0
         return self._last_report - self._first_ready
+
+    @property
+    def since_report(self) -> float:
+        """Seconds since the last report; 0 before the first."""
+        return 0.0 if self._last_report is None else time.monotonic() - self._last_report
 
     def rate(self, amount: float) -> float:
         """Per second of work; 0 before anything is done."""

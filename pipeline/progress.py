@@ -56,9 +56,13 @@ class Progress:
     def _rates(self) -> str:
         meter = self._meter
         text = f"images {meter.whole.samples:,}  {meter.images_per_second:.1f} images/s"
+        if meter.batches and meter.whole.shards < meter.shards:
+            text = f"batches {meter.batches:,}  {text}"
         text += f"  answers {meter.whole.answers:,}  quarantined {meter.whole.quarantined:,}"
         return text if meter.whole.accuracy is None else f"{text}  accuracy {meter.whole.accuracy:.3f}"
 
     def _left(self) -> str:
+        """What was left when the last shard was done, less the time since; unknown once that has passed."""
         left = self._meter.seconds_left
-        return "" if left is None else f"  left {timedelta(seconds=round(left))}"
+        left = None if left is None else left - self._meter.since_report
+        return "" if left is None or left <= 0 else f"  left {timedelta(seconds=round(left))}"

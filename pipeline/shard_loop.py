@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.cluster import Cluster, RunStopped
 from pipeline.config import RunConfig
 from pipeline.dispatch import Dispatcher, DispatchSettings
-from pipeline.dispatch_events import Event, ReplicaReplaced, ReplicaStarted
+from pipeline.dispatch_events import BatchesAnswered, Event, ReplicaReplaced, ReplicaStarted
 from pipeline.leases import FailedShard, Narrowed
 from pipeline.meter import Meter
 from pipeline.progress import Progress
@@ -94,6 +94,7 @@ class ShardLoop:
             start_timeout=self.config.start_timeout,
             stop_grace=self.config.stop_grace,
             slices=self._slices,
+            shown_every=self.config.log_every,
         )
         dispatcher = Dispatcher(self.cluster, pending, settings, self._stopping)
         try:
@@ -121,6 +122,8 @@ class ShardLoop:
                 self._warn_of_quarantine(event)
                 if event.incomplete:
                     self.progress.say(f"{event.shard} is not whole: {event.incomplete}")
+            case BatchesAnswered():
+                self.meter.batches += event.number
             case FailedShard():
                 self._failed.append(event)
                 self.progress.say(f"{event.ref.name} is given up after {event.attempts} attempts: {event.reason}")

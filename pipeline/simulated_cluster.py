@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.cluster import Call
+from pipeline.cluster import Call, Pulse
 from pipeline.records import ShardRef, ShardReport
 
 
@@ -34,7 +34,7 @@ class SimulatedReplica:
         pass
 
     def pulse(self) -> Call:
-        return self._cluster.answer(time.monotonic())
+        return self._cluster.answer(Pulse(time.monotonic_ns()))
 
     def kill(self) -> None:
         pass

@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.cluster import ShardFailed, WorkerSpec
+from pipeline.cluster import Pulse, ShardFailed, WorkerSpec
 from pipeline.command import carry_out
 from pipeline.command_line import parse_command
 from pipeline.config import RunConfig
@@ -147,7 +147,8 @@ class ThreadReplica:
 
     def pulse(self) -> Future[Any]:
         done: Future[Any] = Future()
-        done.set_result(0)
+        pulse = getattr(self.worker, "pulse", lambda: -1)
+        done.set_result(Pulse(pulse(), getattr(self.worker, "batches", 0)))
         return done
 
     def kill(self) -> None:

@@ -36,6 +36,10 @@ class Worker:
     def pulse(self) -> int:
         return self.count
 
+    @property
+    def batches(self) -> int:
+        return 2 * self.count
+
     def work(self, ref: ShardRef) -> ShardReport:
         with (self.folder / "log").open("a") as log:
             log.write(f"{ref.name} {os.getpid()}\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipeline.cluster import ReplicaLost
+from pipeline.cluster import Pulse, ReplicaLost
 from pipeline.records import ShardRef, ShardReport, SliceReport
 from pipeline.tasks import END, WHOLE, Assembly, Slice
 
@@ -40,6 +40,7 @@ class Script:
         self.log: list[str] = []
         self.expected: list[str] = []
         self.start_outcomes: list[Outcome] = []
+        self.beats: list[Pulse] = []
 
     def launch(self) -> Handle:
         self.launched += 1
@@ -106,7 +107,7 @@ class Handle:
         self.script.expected.append(ref.name)
 
     def pulse(self) -> Callable[[], Any]:
-        return lambda: 0
+        return lambda: self.script.beats.pop(0) if self.script.beats else Pulse(0)
 
     def kill(self) -> None:
         self.script.alive.discard(self)

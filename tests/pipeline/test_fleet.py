@@ -17,7 +17,7 @@ import pytest
 from pipeline import ray_connection
 from pipeline.cluster import RunStopped, WorkerSpec
 from pipeline.dispatch import Dispatcher, DispatchSettings
-from pipeline.dispatch_events import ReplicaReplaced, ReplicaStarted
+from pipeline.dispatch_events import BatchesAnswered, ReplicaReplaced, ReplicaStarted
 from pipeline.errors import UserError
 from pipeline.fleet import RayCluster, machines
 from pipeline.leases import FailedShard
@@ -111,6 +111,9 @@ def test_a_hung_replica_is_replaced_and_a_slow_one_is_left_alone(tmp_path: Path)
     reports = {event.shard: event.attempts for event in events if isinstance(event, ShardReport)}
     assert reports == {"00000.tar": 1, "00001.tar": 2}
     assert [event.reason for event in events if isinstance(event, ReplicaReplaced)] == ["no progress for 1.5 s"]
+    batches = [event.number for event in events if isinstance(event, BatchesAnswered)]
+    assert 0 < sum(batches) <= 20
+    assert len(batches) > 1
 
 
 def test_samples_that_kill_or_hang_their_replica_are_quarantined_and_all_others_are_answered(tmp_path: Path) -> None:

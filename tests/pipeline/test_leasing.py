@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import dispatch, leases, patience
-from pipeline.cluster import ReplicaLost, RunStopped, ShardFailed
+from pipeline.cluster import Pulse, ReplicaLost, RunStopped, ShardFailed
 from pipeline.dispatch import Dispatcher, DispatchSettings
-from pipeline.dispatch_events import ReplicaReplaced
+from pipeline.dispatch_events import BatchesAnswered, ReplicaReplaced
 from pipeline.leases import FailedShard
 from pipeline.records import ShardRef, ShardReport
 from tests.pipeline.scripted_cluster import WINDOW, Outcome, Script, refs, reports
@@ -46,6 +46,23 @@ def test_a_replica_gets_what_it_was_told_to_expect() -> None:
     assert len(script.expected) > 20
     places = [script.log.index(name) for name in script.expected]
     assert places == sorted(places)
+
+
+def test_batches_that_replicas_count_are_told_as_they_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "PULSE_SECONDS", 0.0)
+    script = Script()
+    script.beats = [Pulse(1), Pulse(2, 3), Pulse(3, 3), Pulse(4, 7), *[Pulse(4, 7)] * 99]
+    events = list(Dispatcher(script, refs(9), DispatchSettings()).run())
+    assert [event.number for event in events if isinstance(event, BatchesAnswered)] == [3, 4]
+
+
+@pytest.mark.parametrize(("replicas", "seconds"), [(1, 10), (20, 20), (50, 30)])
+def test_replicas_are_asked_as_often_as_the_run_is_shown_unless_they_are_many(replicas: int, seconds: int) -> None:
+    run = Dispatcher(Script(capacity=replicas), refs(200), DispatchSettings(shown_every=10.0))
+    events = run.run()
+    next(event for event in events if isinstance(event, ShardReport))
+    pauses = {round(replica.next_pulse - replica.launched) for replica in run._replicas}
+    assert pauses == {seconds}
 
 
 @given(

@@ -131,6 +131,35 @@ def test_lines_come_at_their_interval_where_there_is_no_terminal(clock: Clock) -
     assert "shards 1/4  images 10  1.0 images/s  answers 9  quarantined 1  accuracy 0.500  left 0:00:30" in lines[1]
 
 
+def test_the_time_left_runs_down_and_is_left_out_once_it_is_not_known(clock: Clock) -> None:
+    stream = io.StringIO()
+    meter = Meter(Totals(), shards=3)
+    meter.ready()
+    progress = Progress(meter, every=10, stream=stream)
+    for done, seconds in [(False, 10), (True, 0), (False, 15), (False, 10), (True, 0), (True, 0)]:
+        clock.now += seconds
+        if done:
+            meter.add(report())
+        progress.show(now=True)
+    left = [line.partition("  left ")[2] for line in stream.getvalue().splitlines()]
+    assert left == ["", "0:00:20", "0:00:05", "", "0:00:18", ""]
+
+
+def test_batches_of_shards_under_way_are_shown_until_all_are_done(clock: Clock) -> None:
+    stream = io.StringIO()
+    meter = Meter(Totals(), shards=1)
+    progress = Progress(meter, every=10, stream=stream)
+    progress.show(now=True)
+    meter.batches += 1200
+    progress.show(now=True)
+    meter.add(report())
+    progress.close()
+    first, second, last = stream.getvalue().splitlines()
+    assert first.startswith("shards 0/1  images 0")
+    assert second.startswith("shards 0/1  batches 1,200  images 0")
+    assert last.startswith("shards 1/1  images 10")
+
+
 def everything(master: int) -> str:
     """What the terminal got; it comes in pieces, and after the last an error."""
     shown = b""
