@@ -56,7 +56,7 @@ class Progress:
     def _rates(self) -> str:
         meter = self._meter
         text = f"images {meter.whole.samples:,}  {meter.images_per_second:.1f} images/s"
-        if meter.batches and meter.whole.shards < meter.shards:
+        if meter.batches and meter.shards_done < meter.shards:
             text = f"batches {meter.batches:,}  {text}"
         text += f"  answers {meter.whole.answers:,}  quarantined {meter.whole.quarantined:,}"
         return text if meter.whole.accuracy is None else f"{text}  accuracy {meter.whole.accuracy:.3f}"
