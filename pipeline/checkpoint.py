@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoTokenizer, GenerationConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers.utils import logging
 
 from pipeline.errors import UserError
 from pipeline.machine_speed import bfloat16_gain
+from reduction.errors import ReductionError, first_line
+from reduction.text_shape import read_config
 
 SMALL_WIDTH = 1024
 """A decoder narrower than this runs in float32 on a CPU: its layers are too small for bfloat16 units to pay."""
@@ -40,24 +44,25 @@ def load_checkpoint(name: str, device: str = "auto", dtype: str = "auto") -> Che
     are read and converted one by one. Either way the process holds hardly more than the weights at any moment.
 
     Raises:
-        UserError: it is not there, not a LLaVA, has no safetensors weights, or not all of them.
+        UserError: it is not there, not a LLaVA, has no safetensors weights, or not all of them; no such device here.
     """
+    target = choose_device(device)
     config: Any = load_config(name)
     loader: Any = LlavaForConditionalGeneration  # its types say nothing of `output_loading_info`
-    target = choose_device(device)
     try:
         chosen = choose_dtype(dtype, target, config.text_config.hidden_size)
         stays = target.type == "cpu"
         unread = _to_convert(name, chosen) if stays else None
-        model, loaded = loader.from_pretrained(
-            None if unread else name,
-            config=config,
-            state_dict=unread,
-            dtype=chosen if stays else "auto",
-            use_safetensors=True,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-        )
+        with only_downloads_shown():
+            model, loaded = loader.from_pretrained(
+                None if unread else name,
+                config=config,
+                state_dict=unread,
+                dtype=chosen if stays else "auto",
+                use_safetensors=True,
+                attn_implementation="sdpa",
+                output_loading_info=True,
+            )
         if absent := sorted(loaded["missing_keys"]):
             raise ValueError(
                 f"{len(absent)} of its weights are not in its files, {absent[0]} among them; copy it again"
@@ -66,8 +71,18 @@ def load_checkpoint(name: str, device: str = "auto", dtype: str = "auto") -> Che
             _move(model, target, chosen)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"the model in {name} cannot be loaded: {_first_line(error)}") from None
+        raise UserError(f"the model in {name} cannot be loaded: {first_line(error)}") from None
     return Checkpoint(model.eval(), tokenizer, stop_tokens(name, config))
+
+
+@contextmanager
+def only_downloads_shown() -> Iterator[None]:
+    """No progress bars of transformers, as "Loading weights", for a while; the hub's, of downloads, stay."""
+    before = logging.set_tqdm_hook(lambda factory, given, named: logging.EmptyTqdm(*given, **named))
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)
 
 
 def _move(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
@@ -115,21 +130,27 @@ def load_config(name: str) -> LlavaConfig:
         UserError: there is none, or it is not a LLaVA-1.5's.
     """
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"no model at {name}: give a Hugging Face hub id or a folder with config.json ({_first_line(error)})"
-        ) from None
+        config = read_config(name, f"no model at {name}, give a Hugging Face hub id or a folder with its config.json")
+    except ReductionError as error:
+        raise UserError(str(error)) from None
     if not isinstance(config, LlavaConfig):
         raise UserError(f"the model in {name} is a {config.model_type}, not a llava: give a LLaVA-1.5 checkpoint")
     return config
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto` is the GPU where there is one."""
+    """`auto` is the GPU where there is one.
+
+    Raises:
+        UserError: a GPU is asked for, and torch can use none here.
+    """
+    has_gpu = torch.cuda.is_available()
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+        device = "cuda" if has_gpu else "cpu"
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not has_gpu:
+        raise UserError(f"--device {device}: this machine has no GPU that torch can use; choose --device cpu or auto")
+    return chosen
 
 
 def choose_dtype(dtype: str, device: torch.device, width: int) -> torch.dtype:
@@ -162,7 +183,3 @@ def stop_tokens(name: str, config: Any) -> frozenset[int]:
         ends = None
     ends = ends if ends is not None else config.text_config.eos_token_id
     return frozenset(ends if isinstance(ends, list) else [ends] if ends is not None else [])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from reduction.errors import ReductionError
+from reduction.errors import ReductionError, first_line
 from reduction.text_shape import clip_config, from_clip_config
 from reduction.text_tower import TextTower
 
@@ -50,7 +50,7 @@ def load_text_tower(name: str, device: torch.device | str = "cpu", dtype: torch.
         _fill(whole, {_place(key): weight for key, weight in weights.items()})
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ReductionError(f"the text tower in {name} cannot be loaded: {_first_line(error)}") from None
+        raise ReductionError(f"the text tower in {name} cannot be loaded: {first_line(error)}") from None
     found = LARGEST_SCALE if scale is None else math.exp(float(scale))
     return TextTower(text, norm, projection, tokenizer, shape, found)
 
@@ -95,7 +95,3 @@ def _fill(modules: nn.Module, weights: dict[str, Tensor]) -> None:
     for buffer_name, buffer in modules.named_buffers():
         if buffer_name.endswith("position_ids"):
             buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

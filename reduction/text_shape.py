@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from reduction.errors import ReductionError
+from reduction.errors import ReductionError, first_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def read_config(name: str, failing: str) -> Any:
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (ValueError, OSError, KeyError, TypeError, StrictDataclassError) as error:
-        raise ReductionError(f"{failing}: {' '.join(str(error).split())[:200]}") from error
+        raise ReductionError(f"{failing}: {first_line(error)}") from error
 
 
 def text_shape(name: str) -> TextShape:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils.logging import set_tqdm_hook
 
 from pipeline import checkpoint
-from pipeline.checkpoint import choose_dtype, load_checkpoint
+from pipeline.checkpoint import choose_dtype, load_checkpoint, load_config
 from pipeline.errors import UserError
 from pipeline.machine_speed import bfloat16_gain
 from pipeline.random_model import random_llava, shape_config
 from reduction.shapes import DecoderShape, ModelShape, VisionShape
+from reduction.text_shape import clip_config
 from tests.checkpoint import save_checkpoint, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,6 +98,40 @@ def test_weights_that_are_not_there_are_not_made_up(tmp_path: Path, dtype: str) 
     save_file({name: weight.clone() for name, weight in weights.items() if name != gone}, path, {"format": "pt"})
     with pytest.raises(UserError, match=r"1 of its weights are not in its files, .*q_proj\.weight among them"):
         load_checkpoint(str(tmp_path), "cpu", dtype)
+
+
+def test_a_gpu_that_is_not_there_is_a_sentence_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(
+        UserError, match="--device cuda: this machine has no GPU that torch can use; choose --device cpu"
+    ):
+        load_checkpoint("nowhere", "cuda")
+
+
+def test_loading_draws_no_progress_bar(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load_checkpoint(str(save_checkpoint(tmp_path)), "cpu", "float32")
+    capfd.readouterr()
+    load_checkpoint(str(tmp_path), "cpu", "float32")
+    assert "Loading" not in capfd.readouterr().err
+    assert set_tqdm_hook(None) is None
+
+
+@pytest.mark.parametrize("missing", [load_config, clip_config], ids=["model", "text tower"])
+def test_a_name_that_the_hub_cannot_give_is_one_whole_sentence(
+    missing: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"at nowhere/x, give .*: We couldn't connect to [^\n]*files\.$"):
+        missing("nowhere/x")
+
+
+def test_what_is_wrong_in_a_configuration_is_said(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path) / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["hidden_size"] = "many"
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"'hidden_size': .*many"):
+        load_config(str(tmp_path))
 
 
 @pytest.mark.parametrize(
