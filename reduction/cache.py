@@ -11,6 +11,10 @@ from transformers import DynamicCache
 from reduction.layout import Layout
 from reduction.settings import ReductionError
 
+NO_ASSISTANCE = (
+    "assisted decoding is not possible under a reduction: generate without an assistant and prompt_lookup_num_tokens."
+)
+
 
 class ReducedCache(DynamicCache):
     """A DynamicCache that counts as if nothing had been dropped, so that `generate` keeps its books as usual.
@@ -70,4 +74,4 @@ class ReducedCache(DynamicCache):
 
     def crop(self, tokens_to_remove: int) -> None:
         """Refused: assisted decoding would take back tokens."""
-        raise ReductionError("assisted decoding is not possible under a reduction: generate without an assistant.")
+        raise ReductionError(NO_ASSISTANCE)

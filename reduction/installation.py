@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlavaForConditionalGeneration
+from transformers.generation.configuration_utils import GenerationMode
 from transformers.models.llava.modeling_llava import LlavaModelOutputWithPast
 
-from reduction.cache import ReducedCache
+from reduction.cache import NO_ASSISTANCE, ReducedCache
 from reduction.decoder import prefill, step
 from reduction.layout import Layout
 from reduction.schedule import Plan, plan
@@ -47,6 +48,8 @@ def install(
         )
     if isinstance(reduction, str):
         reduction = Reduction.parse(reduction)
+    if not isinstance(reduction, Reduction):
+        raise ReductionError(f"cannot install {reduction!r}: give a reduction such as 'ficoco-v:64' or 'dense'.")
     tower = None
     if reduction.by_question and text_tower is not None:
         weight = model.lm_head.weight
@@ -61,11 +64,26 @@ def install(
             stack.enter_context(_replaced(model.model, "forward", forward))
             # generate would encode the images ahead, and count their features against the placeholders.
             stack.enter_context(_replaced(model, "_maybe_prepare_encoder_kwargs_for_generation", _keep_pixels))
+            checked = _refuse_assistance(model)
+            stack.enter_context(_replaced(model, "_validate_generation_mode", checked))
         yield chosen
 
 
 def _keep_pixels(inputs_tensor: Tensor, model_kwargs: dict[str, Any], *rest: Any, **more: Any) -> dict[str, Any]:
     return model_kwargs
+
+
+def _refuse_assistance(model: Any) -> Callable[..., None]:
+    """A check of what `generate` is about to do: candidates would come with the prompt, and be taken back."""
+
+    check = model._validate_generation_mode
+
+    def checked(mode: GenerationMode, *rest: Any, **more: Any) -> None:
+        if mode == GenerationMode.ASSISTED_GENERATION:
+            raise ReductionError(NO_ASSISTANCE)
+        check(mode, *rest, **more)
+
+    return checked
 
 
 @contextmanager

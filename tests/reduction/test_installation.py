@@ -108,9 +108,18 @@ def test_caches_it_cannot_use(model: Any) -> None:
             cache.crop(-1)
         with pytest.raises(ReductionError, match="covers 5 tokens instead of the 23"):
             model(input_ids=torch.ones(2, 1).long(), attention_mask=torch.ones(2, 5), past_key_values=cache)
-        row = {name: value[:1] for name, value in inputs().items()}
-        with pytest.raises(ReductionError, match="assisted decoding"):
-            model.generate(**row, max_new_tokens=7, prompt_lookup_num_tokens=2)
+
+
+def test_decoding_it_cannot_do(model: Any) -> None:
+    """By name, though the candidates that come with the first pass would break it in other ways before."""
+    row = {name: value[:1] for name, value in inputs().items()}
+    # The last word stands before the image as well, so that its placeholders become the first candidates.
+    image = int((row["input_ids"][0] == IMAGE_TOKEN).nonzero()[0])
+    row["input_ids"][0, -1] = row["input_ids"][0, image - 1]
+    for assisted in ({"prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 1}, {"assistant_model": tiny_llava(1)}):
+        with reduction.install(model, "ficoco-v:5"), pytest.raises(ReductionError, match="assisted decoding"):
+            model.generate(**row, max_new_tokens=7, **assisted)
+    assert "_validate_generation_mode" not in vars(model)
 
 
 def test_models_it_cannot_reduce(model: Any) -> None:
@@ -120,6 +129,10 @@ def test_models_it_cannot_reduce(model: Any) -> None:
         reduction.install(tower, "ficoco-v:5").__enter__()
     with pytest.raises(ReductionError, match="cannot keep 17 visual tokens: the model has 16"):
         reduction.install(model, "ficoco-v:17").__enter__()
+    for nothing in (None, 5):
+        given: Any = nothing
+        with pytest.raises(ReductionError, match=f"cannot install {nothing}: give a reduction such as 'ficoco-v:64'"):
+            reduction.install(model, given).__enter__()
     other = tiny_llava(1)
     other.model.language_model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ReductionError, match="attends with 'flash_attention_2'"):
