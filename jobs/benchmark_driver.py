@@ -5,7 +5,7 @@
 Three parts: CPU time per lease (dispatch, meter, progress, metrics log, MLflow in SQLite); CPU time while all replicas
 work and nothing finishes; listing the corpus and resuming from the ledger, with the ledger's content in the page cache
 and dropped from it. With --ray-replicas also what a lease costs through a local Ray with workers that do nothing. The
-last line on stdout is one JSON object.
+last line on stdout is one JSON object. Exit status 2: the command cannot be carried out.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline.cluster import Cluster, WorkerSpec
+from pipeline.command import exit_status
 from pipeline.config import RunConfig
 from pipeline.ledger import Ledger, encode_report
 from pipeline.listing import list_shards
 from pipeline.machine import commit, processor
 from pipeline.meter import Meter
 from pipeline.metrics_log import MetricsLog
+from pipeline.option_parser import OptionParser, typed
+from pipeline.options import count, number
 from pipeline.part_names import data_path, file_stem, report_path
 from pipeline.progress import Progress
 from pipeline.records import ShardRef, ShardReport
@@ -47,15 +50,19 @@ from pipeline.tracked_run import about_run
 from pipeline.tracking import Tracker
 from reduction.console import run_command
 
+DAY = 86400.0
+
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--replicas", type=int, default=1000)
-    parser.add_argument("--shards", type=int, default=100_000)
-    parser.add_argument("--idle-seconds", type=float, default=30.0, help="how long nothing finishes")
-    parser.add_argument("--log-every", type=float, default=10.0, help="seconds between progress lines and metrics")
-    parser.add_argument("--ray-replicas", type=int, default=0, help="actors of a local Ray; 0 leaves Ray out")
-    parser.add_argument("--ray-shards", type=int, default=2000)
+    """Raises UserError for what cannot be measured."""
+    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    positive, seconds = typed(count(1)), typed(number(0.1, DAY))
+    parser.add_argument("--replicas", type=positive, default=1000)
+    parser.add_argument("--shards", type=positive, default=100_000)
+    parser.add_argument("--idle-seconds", type=seconds, default=30.0, help="how long nothing finishes")
+    parser.add_argument("--log-every", type=seconds, default=10.0, help="seconds between progress lines and metrics")
+    parser.add_argument("--ray-replicas", type=typed(count(0)), default=0, help="actors of a local Ray; 0: no Ray")
+    parser.add_argument("--ray-shards", type=positive, default=2000)
     return parser.parse_args(arguments)
 
 
@@ -122,9 +129,9 @@ def ray_cost(args: argparse.Namespace, config: RunConfig) -> dict[str, float]:
 
 def write_corpus(folder: Path, shards: int) -> None:
     """Empty files: listing looks at names and sizes alone."""
-    for number in range(shards):
-        path = folder / f"{number // 1000:03d}" / f"{number:06d}.tar"
-        if number % 1000 == 0:
+    for index in range(shards):
+        path = folder / f"{index // 1000:03d}" / f"{index:06d}.tar"
+        if index % 1000 == 0:
             path.parent.mkdir(parents=True)
         path.touch()
 
@@ -195,14 +202,19 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return results
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(arguments: list[str] | None = None) -> int:
+    return exit_status("benchmark_driver", lambda: run(parse_arguments(arguments)))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; the exit status."""
     with tempfile.TemporaryDirectory() as folder:
         results = measure(args, Path(folder))
     for name, value in results.items():
         print(f"{name}: {value:.3f}")
     machine = {"device": processor(), "python": platform.python_version()}
     print(json.dumps({**results, "hardware": machine, "commit": commit(), "configuration": vars(args)}))
+    return 0
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python jobs/benchmark_engine.py --model-shape llava-1.5-7b --layers 4 --settings dense,ficoco-v:64,ficoco-l:64
 
 Settings alternate within each repeat, so that a noisy machine favours none. Weights are random at the true shape, or a
-checkpoint's. The last line on stdout is one JSON object.
+checkpoint's. The last line on stdout is one JSON object. Exit status 2: the command cannot be carried out.
 """
 
 from __future__ import annotations
@@ -24,16 +24,22 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoint import choose_device, choose_dtype, load_checkpoint
+from pipeline.command import exit_status
+from pipeline.config import DEVICES, DTYPES
 from pipeline.engine import Engine, Request
 from pipeline.engine_timing import Timing, Work, realised_shares, report, run_once
+from pipeline.errors import UserError
 from pipeline.generation import GenerationSettings
 from pipeline.kept_steps import KeptSteps
 from pipeline.machine import commit
 from pipeline.machine_speed import copy_gigabytes_per_second, hardware, matmul_tflops, synchronise
-from pipeline.random_model import random_llava, random_text_tower, shape_config
+from pipeline.option_parser import OptionParser, typed
+from pipeline.options import count
+from pipeline.random_model import check_shape, random_llava, random_text_tower, shape_config
 from pipeline.text_towers import text_tower_for
+from pipeline.writable import check_writable
 from reduction.console import run_command
-from reduction.settings import Reduction, ReductionError
+from reduction.settings import Reduction
 from reduction.shapes import NAMED
 from reduction.text_tower import TextTower
 
@@ -44,29 +50,34 @@ FIRST_WORD = 10
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Raises UserError or ReductionError for what cannot be measured, as far as that shows without the model."""
+    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    positive = typed(count(1))
     parser.add_argument("--model-shape", required=True, help=f"{', '.join(NAMED)}, demo, or a checkpoint")
     parser.add_argument(
         "--text-tower",
         help="CLIP model that cdpruner and trim choose by; a named shape without it gets a random CLIP ViT-L/14's",
     )
     parser.add_argument("--settings", default="dense,ficoco-v:64,ficoco-l:64,ficoco-vl:64")
-    parser.add_argument("--batch-size", type=int, default=8, help="questions answered together")
-    parser.add_argument("--text-tokens", type=int, default=60)
-    parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--questions-per-image", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--layers", type=int, help="run only so many decoder layers of a named shape")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--baseline", choices=["hf"], help="also time plain `model.generate`")
+    parser.add_argument("--batch-size", type=positive, default=8, help="questions answered together")
+    parser.add_argument("--text-tokens", type=positive, default=60)
+    parser.add_argument("--new-tokens", type=positive, default=32)
+    parser.add_argument("--questions-per-image", type=positive, default=1)
+    parser.add_argument("--repeats", type=positive, default=5)
+    parser.add_argument("--layers", type=positive, help="run only so many decoder layers of a named shape")
+    parser.choose("--device", DEVICES, default="auto")
+    parser.choose("--dtype", DTYPES, default="auto")
+    parser.add_argument("--threads", type=positive)
+    parser.choose("--baseline", ["hf"], help="also time plain `model.generate`")
     parser.add_argument("--json", type=Path, help="write the result there too")
     args = parser.parse_args(arguments)
     if args.batch_size % args.questions_per_image:
         parser.error(f"--batch-size {args.batch_size} must be a multiple of --questions-per-image")
     if args.text_tokens <= PREFIX_TOKENS:
         parser.error(f"--text-tokens must be more than {PREFIX_TOKENS}, which stand before the image")
+    check_shape(args.model_shape, args.layers, map(Reduction.parse, split_settings(args.settings)))
+    if args.json:
+        check_writable(args.json, "--json")
     return args
 
 
@@ -100,8 +111,8 @@ def load_tower(model: Any, settings: list[Reduction], args: argparse.Namespace) 
 def make_work(model: Any, args: argparse.Namespace) -> Work:
     generator = torch.Generator().manual_seed(0)
     side, vocabulary = model.config.vision_config.image_size, model.config.text_config.vocab_size
-    count = args.batch_size // args.questions_per_image
-    images = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=generator)
+    number = args.batch_size // args.questions_per_image
+    images = torch.randint(0, 256, (number, side, side, 3), dtype=torch.uint8, generator=generator)
     size = (args.batch_size, args.text_tokens)
     ids = torch.randint(FIRST_WORD, vocabulary * 9 // 10, size, generator=generator).tolist()
     suffixes = [tuple(row[PREFIX_TOKENS:]) for row in ids]
@@ -184,16 +195,22 @@ def print_table(results: list[dict[str, Any]], baseline: float | None) -> None:
         print(f"plain transformers generate: {baseline:.3f} s for the same work")
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(arguments: list[str] | None = None) -> int:
+    return exit_status("benchmark_engine", lambda: measure(parse_arguments(arguments)))
+
+
+def measure(args: argparse.Namespace) -> int:
+    """Time, print, and write; the exit status.
+
+    Raises:
+        UserError: a model that cannot be loaded, no such device, or the file for the result cannot be written any more.
+        ReductionError: a setting that does not fit the model.
+    """
     if args.threads:
         torch.set_num_threads(args.threads)
-    try:
-        model = load_model(args)
-        work = make_work(model, args)
-        engines, timings, baseline = time_settings(model, work, args)
-    except (ReductionError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    model = load_model(args)
+    work = make_work(model, args)
+    engines, timings, baseline = time_settings(model, work, args)
     device, dtype = engines[0].device, engines[0].dtype
     peak, bandwidth = matmul_tflops(device, dtype), copy_gigabytes_per_second(device)
     results = [report(e, work, t, peak, bandwidth) for e, t in zip(engines, timings, strict=True)]
@@ -210,9 +227,17 @@ def main() -> None:
         "settings": results,
         "baseline_generate_seconds": hf,
     }
+    print(json.dumps(whole), flush=True)
     if args.json:
-        args.json.write_text(json.dumps(whole, indent=1) + "\n")
-    print(json.dumps(whole))
+        write(args.json, json.dumps(whole, indent=1) + "\n")
+    return 0
+
+
+def write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise UserError(f"cannot write --json {path}: {error.strerror}; the result stands on stdout") from None
 
 
 if __name__ == "__main__":

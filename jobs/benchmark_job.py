@@ -4,7 +4,7 @@
 
 Both do the same questions with the same batches and alternate, so that a noisy machine favours neither. Also measures
 the image and text path without a model, and whether memory grows with the number of samples. The last line on stdout
-is one JSON object.
+is one JSON object. Exit status 2: the command cannot be carried out.
 """
 
 from __future__ import annotations
@@ -25,34 +25,44 @@ import torch
 
 from pipeline.batching import Picture, plan_batches
 from pipeline.benchmark_shard import write_shard
-from pipeline.errors import UserError
+from pipeline.checkpoint import choose_device
+from pipeline.command import exit_status
+from pipeline.config import DEVICES, DTYPES
 from pipeline.generation import GenerationSettings
 from pipeline.machine import commit
 from pipeline.machine_speed import hardware
+from pipeline.option_parser import OptionParser, typed
+from pipeline.options import count
 from pipeline.random_checkpoint import checkpoint_folder
+from pipeline.random_model import check_shape
 from pipeline.records import ShardRef
 from pipeline.replica import ReplicaSettings
 from pipeline.shard_work import ShardWorker
 from reduction.console import run_command
-from reduction.settings import ReductionError
+from reduction.settings import Reduction
 from reduction.shapes import NAMED
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Raises UserError or ReductionError for what cannot be measured, as far as that shows without the model."""
+    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    positive = typed(count(1))
     parser.add_argument("--model", required=True, help=f"hub id, checkpoint folder, or a shape: {', '.join(NAMED)}")
-    parser.add_argument("--layers", type=int, help="run only so many decoder layers of a named shape")
+    parser.add_argument("--layers", type=positive, help="run only so many decoder layers of a named shape")
     parser.add_argument("--reduction", default="ficoco-v:64")
     parser.add_argument("--text-tower", help="CLIP model that cdpruner and trim choose by")
-    parser.add_argument("--images", type=int, default=256, help="in the shard, one question each")
-    parser.add_argument("--side", type=int, default=500, help="longer side of the JPEGs, pixels")
+    parser.add_argument("--images", type=positive, default=256, help="in the shard, one question each")
+    parser.add_argument("--side", type=typed(count(2)), default=500, help="longer side of the JPEGs, pixels")
     parser.add_argument("--draft-jpegs", action="store_true", help="as the job's option of that name")
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--max-new-tokens", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto")
-    return parser.parse_args(arguments)
+    parser.add_argument("--batch-size", type=positive)
+    parser.add_argument("--max-new-tokens", type=positive, default=16)
+    parser.add_argument("--repeats", type=positive, default=5)
+    parser.choose("--device", DEVICES, default="auto")
+    parser.choose("--dtype", DTYPES, default="auto")
+    args = parser.parse_args(arguments)
+    check_shape(args.model, args.layers, [Reduction.parse(args.reduction)], args.text_tower is not None)
+    choose_device(args.device)
+    return args
 
 
 def prepared(worker: ShardWorker, ref: ShardRef) -> tuple[list[list[list[Picture]]], float]:
@@ -70,6 +80,7 @@ def resident_megabytes() -> float:
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """What is printed; raises UserError or ReductionError where the model cannot be loaded or reduced so."""
     settings = ReplicaSettings(
         checkpoint_folder(args.model, args.layers, folder / "model"),
         args.reduction,
@@ -113,18 +124,20 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(arguments: list[str] | None = None) -> int:
+    return exit_status("benchmark_job", lambda: run(parse_arguments(arguments)))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; the exit status. Raises as `measure` does."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            result = measure(args, Path(folder))
-        except (UserError, ReductionError) as error:
-            sys.exit(f"error: {error}")
+        result = measure(args, Path(folder))
     for name in ("engine_images_per_second", "shard_images_per_second", "ratio"):
         print(f"{name}: {result[name]:.3f}")
     print(f"image and text path without a model: {result['path_without_model_images_per_second']:.0f} images/s")
     print(json.dumps(result))
+    return 0
 
 
 if __name__ == "__main__":

@@ -27,8 +27,12 @@ if __name__ == "__main__":
 
 from infra.demo.make_corpus import write
 from pipeline.answer_sample import answer_sample
+from pipeline.command import exit_status
+from pipeline.option_parser import OptionParser, typed
+from pipeline.options import count
 from pipeline.storage import open_output
 from reduction.console import run_command
+from reduction.settings import Reduction
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("dense", "ficoco-v", "ficoco-l", "ficoco-vl")
@@ -36,10 +40,15 @@ EXCLUDED = (".git", ".venv", "out", "tests")
 RAY_SECONDS = 120.0
 SHARDS, SCENES = 4, 60
 """Of the demo corpus: shards, and scenes in each."""
+ONE_RUN_EACH = "images/s is of one run each; jobs/compare_reductions.py measures speed, with the settings taking turns."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    return exit_status("demo", lambda: run(parse_arguments(arguments)))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Annotate with every method and show what came out; the exit status."""
     results: dict[str, dict[str, Any]] = {}
     if not options.corpus.exists():
         print(f"drawing {SHARDS * SCENES} scenes to {options.corpus}", flush=True)
@@ -59,15 +68,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Annotate the demo corpus, dense and reduced, and compare.")
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Raises UserError, or ReductionError for a method that there is not, before Ray is started."""
+    parser = OptionParser(prog="demo", description="Annotate the demo corpus, dense and reduced, and compare.")
     parser.add_argument("--model", type=Path, default=ROOT / "infra/demo/model")
     parser.add_argument("--corpus", type=Path, default=ROOT / "out/demo/corpus")
     parser.add_argument("--output", type=lambda text: Path(text).absolute(), default=ROOT / "out/demo")
     parser.add_argument("--keep-tokens", default="25%", help="visual tokens left: count or share")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD")
-    parser.add_argument("--max-new-tokens", default="32")
-    return parser
+    parser.add_argument("--max-new-tokens", type=typed(count(1)), default=32)
+    options = parser.parse_args(arguments)
+    for method in options.methods:
+        Reduction.parse(method if method == "dense" else f"{method}:{options.keep_tokens}")
+    return options
 
 
 @contextmanager
@@ -106,7 +119,7 @@ def submit(method: str, options: argparse.Namespace, environment: dict[str, str]
     """Run the job under `ray job submit` and return its last line."""
     job = [sys.executable, "jobs/caption_corpus.py", "--input", str(options.corpus), "--model", str(options.model)]
     job += ["--output", str(options.output / method), "--overwrite", "--metric", "exact"]
-    job += ["--max-new-tokens", options.max_new_tokens, "--tracking-uri", _store(options.output)]
+    job += ["--max-new-tokens", str(options.max_new_tokens), "--tracking-uri", _store(options.output)]
     job += ["--experiment", "demo", "--run-name", method, "--reduction", method]
     job += [] if method == "dense" else ["--keep-tokens", options.keep_tokens]
     words = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", "."]
@@ -131,7 +144,7 @@ def run_when_ready(words: list[str], environment: dict[str, str]) -> subprocess.
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """One line per setting, with what it keeps, costs and gets right."""
+    """One line per setting, with what it keeps, costs and gets right, and one on what its speed is worth."""
     head = f"{'setting':<10} {'tokens':>6}  {'GFLOPs per answer: vision':>25} {'prefill':>8} {'decode':>7} {'other':>6}"
     lines = [f"{head} {'total':>8}  {'images/s':>8} {'accuracy':>8}"]
     for name, result in results.items():
@@ -141,7 +154,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         line += f" {giga['decode']:>7.3f} {other:>6.3f} {sum(giga.values()):>8.3f}"
         accuracy = "" if result["accuracy"] is None else f"{result['accuracy']:.3f}"
         lines.append(f"{line}  {result['images_per_second']:>8.1f} {accuracy:>8}")
-    return "\n".join(lines)
+    return "\n".join([*lines, ONE_RUN_EACH])
 
 
 def show_answers(output: Path) -> None:

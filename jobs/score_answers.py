@@ -19,8 +19,10 @@ import pyarrow.parquet as pq
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from pipeline.command import exit_status
 from pipeline.errors import UserError
 from pipeline.ledger import Ledger
+from pipeline.option_parser import OptionParser
 from pipeline.scoring import METRICS, NONE, score, yesno_metrics
 from pipeline.storage import Output, open_output
 from reduction.console import run_command
@@ -29,12 +31,11 @@ COLUMNS = ["question", "answer", "references", "kind"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    try:
-        print(json.dumps(score_output(open_output(options.output), options.metric)))
-    except UserError as error:
-        print(f"score_answers: {error}", file=sys.stderr)
-        return 2
+    return exit_status("score_answers", lambda: _score(_parser().parse_args(arguments)))
+
+
+def _score(options: argparse.Namespace) -> int:
+    print(json.dumps(score_output(open_output(options.output), options.metric)))
     return 0
 
 
@@ -81,10 +82,10 @@ def _answers(output: Output) -> Iterator[dict[str, Any]]:
                 yield from pq.read_table(io.BytesIO(output.read(path)), columns=COLUMNS).to_pylist()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Score an output's answers again, by the benchmarks' own rules.")
+def _parser() -> OptionParser:
+    parser = OptionParser(description="Score an output's answers again, by the benchmarks' own rules.")
     parser.add_argument("--output", required=True, help="folder or URL of the run's output")
-    parser.add_argument("--metric", required=True, choices=[name for name in METRICS if name != NONE])
+    parser.choose("--metric", [name for name in METRICS if name != NONE], required=True)
     return parser
 
 

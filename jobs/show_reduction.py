@@ -26,28 +26,30 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.checkpoint import load_checkpoint
-from pipeline.command_line import OptionParser
+from pipeline.command import exit_status
 from pipeline.comparison import Flow
+from pipeline.config import DEVICES
 from pipeline.engine import Engine
 from pipeline.errors import UserError
 from pipeline.generation import GenerationSettings
 from pipeline.images import ImageError, ImageTransform, decode_image
+from pipeline.option_parser import OptionParser, typed
+from pipeline.options import count
 from pipeline.prompts import VICUNA_SYSTEM_PROMPT, PromptError, PromptFormat
 from pipeline.report_drawing import SIDE, draw
 from pipeline.report_flows import answer_and_flow
 from pipeline.storage import open_output
 from pipeline.text_towers import text_tower_for
 from reduction.console import run_command
-from reduction.settings import Reduction, ReductionError
+from reduction.settings import Reduction
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    try:
-        result = show(_parser().parse_args(arguments))
-    except (UserError, ReductionError) as error:
-        print(f"show_reduction: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(result))
+    return exit_status("show_reduction", lambda: _show(arguments))
+
+
+def _show(arguments: Sequence[str] | None) -> int:
+    print(json.dumps(show(_parser().parse_args(arguments))))
     return 0
 
 
@@ -152,26 +154,16 @@ def _parser() -> OptionParser:
     parser.add_argument("--reduction", required=True, help="as in ficoco-v:64,epsilon=0.99")
     parser.add_argument("--text-tower", help="CLIP model with the text tower that cdpruner and trim choose by")
     parser.add_argument("--output", required=True, metavar="FILE.png")
-    parser.add_argument("--arrows", type=count, default=24, help="most arrows drawn, the strongest (default: 24)")
-    parser.add_argument("--max-new-tokens", type=positive, default=64, help="most tokens of an answer (default: 64)")
+    parser.add_argument(
+        "--arrows", type=typed(count(0)), default=24, help="most arrows drawn, the strongest (default: 24)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=typed(count(1)), default=64, help="most tokens of an answer (default: 64)"
+    )
     parser.add_argument("--system-prompt", help="text before the conversation; vicuna stands for LLaVA-1.5's own")
-    parser.add_argument("--image-aspect", choices=("pad", "crop"), default="pad")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.choose("--image-aspect", ("pad", "crop"), default="pad")
+    parser.choose("--device", DEVICES, default="auto")
     return parser
-
-
-def count(text: str) -> int:
-    """A whole number from 0 on."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """A whole number from 1 on."""
-    if count(text) == 0:
-        raise argparse.ArgumentTypeError("0 is too few: give 1 at least")
-    return int(text)
 
 
 if __name__ == "__main__":

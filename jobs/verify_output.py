@@ -15,10 +15,11 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline.errors import UserError
+from pipeline.command import exit_status
 from pipeline.ledger import Ledger
 from pipeline.limits import ReadLimits
 from pipeline.listing import list_shards
+from pipeline.option_parser import OptionParser
 from pipeline.part_audit import Identity
 from pipeline.records import Rejection, Sample, ShardRef
 from pipeline.run_folder import read_run
@@ -29,12 +30,11 @@ from reduction.console import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    try:
-        result = run(options.output, options.input, options.skip_keys)
-    except UserError as error:
-        print(f"verify_output: {error}", file=sys.stderr)
-        return 2
+    return exit_status("verify_output", lambda: _verify(_parser().parse_args(arguments)))
+
+
+def _verify(options: argparse.Namespace) -> int:
+    result = run(options.output, options.input, options.skip_keys)
     for finding in result.findings:
         print(finding)
     print(json.dumps({**result.summary(), "output": open_output(options.output).url}))
@@ -70,8 +70,8 @@ def _questions_of(output: Output) -> QuestionsOf | None:
     return read
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Recount an output from its files and say what is off.")
+def _parser() -> OptionParser:
+    parser = OptionParser(description="Recount an output from its files and say what is off.")
     parser.add_argument("--output", required=True, help="folder or URL of the run's output")
     parser.add_argument("--input", action="append", default=[], help="the run's input, to find missing shards and keys")
     parser.add_argument(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
 from pipeline.config import Config, RunConfig, build, options
-from pipeline.errors import UserError, nearest
-from pipeline.options import flag
+from pipeline.errors import UserError
+from pipeline.option_parser import OptionParser, suggestion
+from pipeline.options import flag, one_of
 
 REPEATABLE = ("input", "settings")
 PLACEHOLDERS = {
@@ -23,34 +24,6 @@ PLACEHOLDERS = {
     "size": "QUESTIONS",
 }
 """What stands for an option's value in its help, by the last word of its name; for others that word itself."""
-
-
-class OptionParser(argparse.ArgumentParser):
-    """An argument parser that raises `UserError` with one sentence, naming the nearest known option.
-
-    Args:
-        instead: options that there are elsewhere -> what serves in their place here.
-    """
-
-    def __init__(self, instead: Mapping[str, str] | None = None, **settings: Any) -> None:
-        super().__init__(**settings, allow_abbrev=False)
-        self._instead = dict(instead or {})
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            raise UserError(self._unknown(unknown[0]))
-        return parsed
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-    def _unknown(self, argument: str) -> str:
-        known = [text for action in self._actions for text in action.option_strings if text.startswith("--")]
-        name = argument.partition("=")[0]
-        if not name.startswith("-"):
-            return f"unexpected argument {argument!r}: every value needs its option before it (see --help)"
-        return f"unknown option {name}{_suggestion(name, known, self._instead)}"
 
 
 def parse_command(arguments: Sequence[str] | None = None) -> RunConfig:
@@ -92,7 +65,7 @@ def read_yaml(path: Path, kind: type[RunConfig] = RunConfig) -> dict[str, Any]:
     named = {str(key).replace("-", "_"): value for key, value in content.items()}
     for name in named:
         if name not in options(kind):
-            raise UserError(f"unknown key {name!r} in {path}{_suggestion(name, options(kind), kind.INSTEAD)}")
+            raise UserError(f"unknown key {name!r} in {path}{suggestion(name, options(kind), kind.INSTEAD)}")
     set_ones = {name: value for name, value in named.items() if value is not None}
     return _converted(set_ones, f"{path}: {{}}", kind)
 
@@ -143,10 +116,11 @@ def _value(value: Any, one: Field[Any], shown: str) -> Any:
     if isinstance(value, list | dict):
         raise UserError(f"{shown}: give one value, not a {type(value).__name__}")
     choices = one.metadata["choices"]
-    if choices and value not in choices:
-        near = nearest(str(value), choices)
-        hint = f"did you mean {near!r}?" if near else f"known are {', '.join(choices)}"
-        raise UserError(f"{shown}: unknown value {str(value)!r}; {hint}")
+    try:
+        if choices:
+            one_of(choices)(value)
+    except ValueError as error:
+        raise UserError(f"{shown}: unknown value {str(value)!r}; {error}") from None
     try:
         return one.metadata["convert"](value)
     except ValueError as error:
@@ -155,10 +129,3 @@ def _value(value: Any, one: Field[Any], shown: str) -> Any:
 
 def _switch(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _suggestion(name: str, known: Iterable[str], instead: Mapping[str, str]) -> str:
-    near = nearest(name, [*known, *instead])
-    if near is not None and near in instead:
-        return f": {instead[near]}"
-    return f": did you mean {near!r}?" if near else "; see --help for what is known"

@@ -16,6 +16,8 @@ from reduction.methods import METHODS
 from reduction.settings import Reduction
 
 AUTO = "auto"
+DTYPES = (AUTO, "float32", "bfloat16", "float16")
+DEVICES = (AUTO, "cpu", "cuda")
 SETTLED = ("keep_tokens", "split", "budget_tflops", "budget_share")
 """Options that the reduction's full notation stands for."""
 _LIMITS = ReadLimits()
@@ -82,8 +84,8 @@ class RunConfig:
     cpus_per_replica: float | None = option("CPU cores of a replica, or auto", None, convert=auto_or(number(0)))
     gpus_per_replica: float | None = option("GPUs of a replica, or auto", None, convert=auto_or(number(0)))
     batch_size: int | None = option("questions in a batch, or auto", None, convert=auto_or(count(1)))
-    dtype: str = option("of the weights", "auto", choices=("auto", "float32", "bfloat16", "float16"))
-    device: str = option("where replicas run", "auto", choices=("auto", "cpu", "cuda"))
+    dtype: str = option("of the weights", "auto", choices=DTYPES)
+    device: str = option("where replicas run", "auto", choices=DEVICES)
     max_attempts: int = option("tries per shard before it is given up", 5, convert=count(1))
     lease_timeout: float = option(
         "seconds without progress after which a replica is replaced", 600.0, convert=number(0.1)

@@ -6,10 +6,11 @@ A converter raises ValueError, or ReductionError, with the reason.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, field
 from typing import Any
 
+from pipeline.errors import nearest
 from reduction.errors import ReductionError
 from reduction.notation import check_keep
 
@@ -24,6 +25,16 @@ def option(about: str, default: Any = MISSING, *, convert: Convert = str, choice
         convert: text or YAML value -> the field's value; raises ValueError with the reason.
     """
     return field(default=default, metadata={"help": about, "convert": convert, "choices": choices})
+
+
+def one_of(choices: Collection[str]) -> Convert:
+    def convert(value: Any) -> str:
+        if value not in choices:
+            near = nearest(str(value), choices)
+            raise ValueError(f"did you mean {near!r}?" if near else f"known are {', '.join(choices)}")
+        return str(value)
+
+    return convert
 
 
 def count(least: int) -> Convert:

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoTokenizer, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from pipeline.checkpoint import only_downloads_shown
 from pipeline.random_model import random_llava, shape_config
 from reduction.shapes import NAMED
 
@@ -27,7 +28,8 @@ def checkpoint_folder(model: str, layers: int | None, folder: Path) -> str:
     tokenizer = AutoTokenizer.from_pretrained(WORDS)
     config = shape_config(shape, layers)
     config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
-    random_llava(config, torch.device("cpu"), torch.bfloat16).save_pretrained(folder)
+    with only_downloads_shown():
+        random_llava(config, torch.device("cpu"), torch.bfloat16).save_pretrained(folder)
     side = shape.vision.image
     LlavaProcessor(
         image_processor=CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +17,10 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from reduction.shapes import ModelShape
+from pipeline.errors import UserError
+from reduction.schedule import plan
+from reduction.settings import Reduction
+from reduction.shapes import NAMED, ModelShape
 from reduction.text_shape import TextShape
 from reduction.text_tower import TextTower
 
@@ -49,6 +54,30 @@ def shape_config(shape: ModelShape, decoder_layers: int | None = None) -> LlavaC
         vision_feature_layer=tower.layers_run - tower.layers - 1,
         vision_feature_select_strategy="full" if tower.keeps_cls else "default",
     )
+
+
+def check_shape(model: str, layers: int | None, reductions: Iterable[Reduction], text_tower: bool = True) -> None:
+    """That a named shape has so many decoder layers, and the reductions fit it; other models show when they are read.
+
+    Args:
+        text_tower: there is one for reductions that choose by the question.
+
+    Raises:
+        UserError: it has fewer layers, or is no named shape, of which alone a part can be run.
+        ReductionError: a reduction does not fit.
+    """
+    if model not in NAMED:
+        if layers is not None:
+            raise UserError(f"--layers is for {', '.join(NAMED)}, and {model} runs as it is: leave it out")
+        return
+    shape = NAMED[model]
+    most = shape.decoder.layers
+    if layers is not None and not 1 <= layers <= most:
+        raise UserError(f"--layers {layers}: {model} has {most} decoder layers, give 1 to {most}")
+    decoder = replace(shape.decoder, layers=layers or most)
+    shape = replace(shape, decoder=decoder, text=shape.text if text_tower else None)
+    for reduction in reductions:
+        plan(reduction, shape)
 
 
 class _Words:

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.benchmark_engine import make_work, parse_arguments, split_settings
+from jobs.benchmark_engine import make_work, measure, parse_arguments, split_settings
 from pipeline.batching import Asked, Picture
 from pipeline.engine import Engine
 from pipeline.engine_timing import REDUCING, realised_shares, run_once, work_flops
+from pipeline.errors import UserError
 from pipeline.generation import GenerationSettings
 from pipeline.random_checkpoint import checkpoint_folder
 from pipeline.random_model import random_llava, random_text_tower, shape_config
@@ -62,6 +63,18 @@ def test_the_engine_benchmark_reports_every_setting(tmp_path: Path) -> None:
     assert result["settings"][0]["seconds"]["reduction"] == 0 < result["settings"][1]["seconds"]["reduction"]
     assert {"device", "torch", "matmul_tflops"} <= set(result["hardware"])
     assert json.loads((tmp_path / "r.json").read_text()) == result
+
+
+def test_a_result_that_cannot_be_written_any_more_stands_on_stdout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model-shape", str(save_checkpoint(tmp_path)), "--settings", "dense", "--repeats", "1"]
+    args = parse_arguments([*words, "--batch-size", "1", "--new-tokens", "2", "--text-tokens", "12"])
+    args.json = tmp_path / "gone" / "r.json"
+    with pytest.raises(UserError, match=r"cannot write --json .*gone/r\.json: No such file .* stands on stdout"):
+        measure(args)
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [one["setting"] for one in result["settings"]] == ["dense"]
 
 
 def test_the_job_benchmark_holds_a_shard_against_the_engine(tmp_path: Path) -> None:

@@ -87,8 +87,8 @@ def test_what_stays_depends_on_the_question(
         ({"output": "/proc/none/drawn.png"}, "cannot write --output"),
         ({"question": "a" * 5000}, "--question cannot be asked"),
         ({"arows": 3}, "did you mean '--arrows'"),
-        ({"arrows": "-1"}, "whole number"),
-        ({"max-new-tokens": "0"}, "give 1 at least"),
+        ({"arrows": "-1"}, "give at least 0"),
+        ({"max-new-tokens": "0"}, "give at least 1"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence(
