@@ -54,8 +54,13 @@ def spread(hostile: Sequence[Entry]) -> list[Entry]:
 
 
 def honest(entry: Entry) -> bool:
-    """Whether an entry leaves what follows it where it is."""
-    return entry.kind in (tarfile.REGTYPE, tarfile.AREGTYPE) and not set(entry.records) & HEADER_MAY_LIE
+    """Whether an entry leaves what follows it where it is.
+
+    In the oldest form of tar a slash at the end of a name, or of what its field holds of it, makes a directory, and
+    directories store nothing.
+    """
+    file = entry.kind == tarfile.REGTYPE or (entry.kind == tarfile.AREGTYPE and "/" not in entry.name)
+    return file and not set(entry.records) & HEADER_MAY_LIE
 
 
 def annotate_and_verify(sandbox: Path, data: bytes) -> None:
