@@ -140,12 +140,12 @@ class _Job:
         return f"{self.meter.shards_done} of {len(self.refs)} shards are done"
 
     def _pending(self) -> list[ShardRef]:
-        pending, entries = self.pending, len(self.scan.entries)
+        pending = self.pending
         for sentence in self.scan.damaged:
             self.progress.say(f"{sentence}; the shard is done again")
         if self.folder.resumed:
             self.progress.say(f"continuing: {self._done()}")
-            if others := entries - len(self.scan.recorded(self.refs)):
+            if others := len(self.scan.entries) - len(self.scan.recorded(self.refs)):
                 self.progress.say(f"the output holds {others} shards that --input does not name; they stay, and count")
             for report in Ledger(self.output).reports(self.scan.recorded(pending)):
                 self.meter.redo(report)
@@ -163,9 +163,8 @@ class _Job:
     def _retries(self) -> list[ShardRef]:
         """The shards whose quarantine is asked again."""
         retries = self.scan.quarantined(self.refs)
-        for ref in retries:
-            if report := Ledger(self.output).report(ref.name, ref.url):
-                self.meter.retry(report)
+        for report in Ledger(self.output).reports(retries):
+            self.meter.retry(report)
         self.progress.say(f"asking again what is quarantined in {len(retries)} shards")
         return [replace(ref, task=Retry()) for ref in retries]
 

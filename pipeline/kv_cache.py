@@ -55,9 +55,9 @@ class KVCache:
 
         A masked entry has weight 0, but 0 times a NaN that an earlier answer left there would still be NaN.
         """
-        for tensors in (self.keys, self.values):
-            for base, entries in zip(self.base, tensors, strict=True):
-                entries[:, :, base:] = 0
+        for base, keys, values in zip(self.base, self.keys, self.values, strict=True):
+            keys[:, :, base:] = 0
+            values[:, :, base:] = 0
 
     def append(
         self, layer: int, own: Int[Tensor, " b"], keys: Float[Tensor, "b g 1 d"], values: Float[Tensor, "b g 1 d"]

@@ -108,7 +108,7 @@ class Ledger:
             return None
 
     def reports(self, refs: Iterable[ShardRef]) -> list[ShardReport]:
-        """The reports of some shards, of those that have one.
+        """The reports of some shards, of those that have one that can be read.
 
         Raises:
             StorageError: unreachable storage.

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from reduction.attention import CACHED_VALUES
 from reduction.tensors import Float
-
-ROW_VALUES = 2**18
-"""Values in float32 that stay in a processor's second-level cache beside other things."""
 
 
 def normalise(norm: Any, states: Float[Tensor, "b t w"]) -> Float[Tensor, "b t w"]:
@@ -28,7 +26,7 @@ def normalise(norm: Any, states: Float[Tensor, "b t w"]) -> Float[Tensor, "b t w
     if states.device.type != "cpu":
         return functional.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
     normed = torch.empty(states.shape, dtype=states.dtype)
-    some = max(1, ROW_VALUES // states.shape[-1])
+    some = max(1, CACHED_VALUES // states.shape[-1])
     for part, target in zip(states.flatten(0, 1).split(some), normed.flatten(0, 1).split(some), strict=True):
         precise = part.float()
         precise = precise * torch.rsqrt(precise.square().mean(-1, keepdim=True) + norm.variance_epsilon)

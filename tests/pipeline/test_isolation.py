@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from pipeline.batching import Asked, Picture
 from pipeline.isolation import MOST_IN_A_ROW, Isolation, ModelFailing
 from pipeline.prompts import Prompt
-from pipeline.records import Answer, Question, Rejection, Sample
+from pipeline.records import Question, Rejection, Sample
 from pipeline.replica import Row, rejection
 from reduction.flops import Flops
+from tests.pipeline import output_rows
 
 
 def pictures(questions: Sequence[int]) -> list[Picture]:
@@ -34,24 +35,8 @@ def pictures(questions: Sequence[int]) -> list[Picture]:
 
 
 def answer_to(one: Asked) -> Row:
-    answer = Answer(
-        shard=one.sample.shard,
-        key=one.sample.key,
-        question_index=one.question.index,
-        question_id=one.question.id,
-        question=one.question.text,
-        answer="done",
-        references=(),
-        correct=None,
-        kind=None,
-        finish_reason="stop",
-        prompt_tokens=1,
-        visual_tokens=1,
-        generated_tokens=1,
-        mean_logprob=-1.0,
-        flops=1.0,
-    )
-    return one.order, answer, Flops()
+    asked = {"key": one.sample.key, "question_index": one.question.index, "question": one.question.text}
+    return one.order, output_rows.answer(0, one.sample.shard, **asked, answer="done"), Flops()
 
 
 class Model:

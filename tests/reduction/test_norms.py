@@ -29,7 +29,7 @@ def llama_norm(width: int, dtype: torch.dtype) -> LlamaRMSNorm:
 def test_some_tokens_at_a_time_are_normalised_to_the_same_bits(
     dtype: torch.dtype, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(norms, "ROW_VALUES", 3 * shape[-1])
+    monkeypatch.setattr(norms, "CACHED_VALUES", 3 * shape[-1])
     torch.manual_seed(0)
     states, norm = 3 * torch.randn(shape).to(dtype), llama_norm(shape[-1], dtype)
     before = states.clone()
